@@ -1,0 +1,5 @@
+"""``python -m stda`` is the ``stda`` command."""
+
+from stda.cli import main
+
+main()

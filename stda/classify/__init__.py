@@ -1,0 +1,40 @@
+"""Classifiers: networks, arms, augmentation, training, predictions."""
+
+from stda.classify.arms import OVERSAMPLE, SAMPLERS, Arm, added_counts, assemble
+from stda.classify.augment import AUGMENTS, classic
+from stda.classify.chosen import trained_arms
+from stda.classify.networks import NETWORKS, VGG8, Classifier, build
+from stda.classify.outcome import (
+    best_arms,
+    even_rows,
+    even_sample,
+    load_model,
+    prediction_table,
+    save_model,
+)
+from stda.classify.train import balanced_accuracy, example_batch, predict, train_classifier
+
+__all__ = [
+    "AUGMENTS",
+    "NETWORKS",
+    "OVERSAMPLE",
+    "SAMPLERS",
+    "VGG8",
+    "Arm",
+    "Classifier",
+    "added_counts",
+    "assemble",
+    "balanced_accuracy",
+    "best_arms",
+    "build",
+    "classic",
+    "even_rows",
+    "even_sample",
+    "example_batch",
+    "load_model",
+    "predict",
+    "prediction_table",
+    "save_model",
+    "train_classifier",
+    "trained_arms",
+]

@@ -1,0 +1,193 @@
+"""The ``stda`` command: run a study, look at it, check it, start a new one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stda import BadInput, runs
+from stda import study as studies
+from stda.runs import Job
+
+app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+StudyName = Annotated[str, typer.Argument(help="name of a file in params/ (without .yaml), or its path")]
+DataRoot = Annotated[str, typer.Option("--data", help="folder of the images; replaces data.root of the study")]
+
+
+@app.command()
+def run(
+    study: StudyName,
+    data: DataRoot = "",
+    cores: Annotated[int, typer.Option(min=1, help="CPU cores to use")] = len(os.sched_getaffinity(0)),
+    jobs: Annotated[int, typer.Option(min=0, help="notebooks side by side; 0: one per core")] = 0,
+    timeout: Annotated[int, typer.Option(min=0, help="seconds that one cell may take; 0: no limit")] = 0,
+    keep_going: Annotated[bool, typer.Option(help="go on with what does not depend on a failed job")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and run nothing")] = False,
+    snakemake: Annotated[str, typer.Option(help="more words for Snakemake, such as '--executor slurm'")] = "",
+) -> None:
+    """Run what is missing or out of date in a study and build its report."""
+    import shlex
+
+    from stda import publish, schedule
+
+    console = Console()
+    wanted = _checked(study, data, console)
+    plan = schedule.make_plan(
+        wanted, cores=cores, jobs=jobs, timeout=timeout, keep_going=keep_going, extra=tuple(shlex.split(snakemake))
+    )
+    if dry_run:
+        _print_plan(wanted, plan, console)
+        return
+    before = {job: _made(wanted, job) for job in runs.jobs(wanted)}
+    try:
+        states = schedule.run_study(wanted, plan, console)
+    finally:
+        index = publish.publish(wanted)
+    failed = [state for state in states if state.status == "failed"]
+    ran = [job for job in before if _made(wanted, job) != before[job]]
+    if not ran and not failed:
+        console.print(f"Nothing to do: every part of study '{wanted.name}' is up to date.")
+    elif failed:
+        console.print(f"[red]{len(failed)} of {len(states)} jobs failed[/]; the report says which and why.")
+    print(index)
+    if failed or any(state.status != "done" for state in states):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(study: StudyName) -> None:
+    """Say how every job of a study stands."""
+    from stda import batch
+
+    wanted = studies.load(study, data_root=_last_root(study))
+    table = Table("job", "status", "seconds", "headline or error", title=f"study {wanted.name}", title_justify="left")
+    for job in runs.jobs(wanted):
+        state = batch.read_status(wanted, job)
+        said = state.error or (_headline(wanted, job) if state.status == "done" else "")
+        table.add_row(job.key, state.status, f"{state.seconds:.0f}" if state.seconds else "", said)
+    Console().print(table)
+
+
+@app.command()
+def check(study: StudyName, data: DataRoot = "") -> None:
+    """Validate the parameters, the notebooks and the data of a study, and run nothing."""
+    console = Console()
+    wanted = _checked(study, data, console)
+    console.print(f"Study '{wanted.name}' is sound: {len(runs.jobs(wanted))} notebook runs.")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="name of the new study")],
+    source: Annotated[str, typer.Option("--from", help="study to start from")] = "quick",
+    data: DataRoot = "",
+) -> None:
+    """Write params/NAME.yaml with every parameter and its meaning, copied from another study."""
+    path = studies.project_root() / "params" / f"{name}.yaml"
+    if not studies.NAME.fullmatch(name):
+        raise BadInput(f"Study name '{name}' must be lower-case letters, digits, '-' and '_'.")
+    if path.exists():
+        raise BadInput(f"{path} exists; choose another name or remove it.")
+    old = studies.load(source, data_root=data or _last_root(source))
+    partial = path.with_suffix(".partial")
+    partial.write_text(studies.dump(old, header=f"Study '{name}', started from '{source}'."))
+    partial.rename(path)
+    print(path)
+
+
+@app.command()
+def job(
+    study: StudyName,
+    key: Annotated[str, typer.Argument(help="which one, such as r0/wgan or r1/classification/balanced")],
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 1,
+    timeout: Annotated[int, typer.Option(min=0, help="seconds that one cell may take; 0: no limit")] = 0,
+) -> None:
+    """Run one notebook of a study (what the batch calls for every job)."""
+    from stda import batch
+
+    wanted = studies.load(study, data_root=_last_root(study))
+    known = {job.key: job for job in runs.jobs(wanted)}
+    if key not in known:
+        raise BadInput(f"Study '{wanted.name}' has no job '{key}'; 'stda status {wanted.name}' lists them.")
+    state = batch.run_job(wanted, known[key], threads=threads, timeout=timeout)
+    if state.status == "failed":
+        print(f"{key} failed: {state.error} (partial report: {state.html or 'none'})", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{key} done in {state.seconds} s")
+
+
+def _checked(name: str, data_root: str, console: Console) -> studies.Study:
+    """Load a study and check everything that can be known before it runs; warm the image cache on the way."""
+    from stda import batch
+    from stda.data import load as load_images
+    from stda.data import skipped, split
+
+    wanted = studies.load(name, data_root=data_root or _last_root(name))
+    batch.check_study(wanted)
+    runs.probe_writable(runs.runs_root() / wanted.name)
+    runs.probe_writable(runs.reports_root() / wanted.name)
+    d = wanted.data
+    with console.status(f"reading the images of {d.source}"):
+        images = load_images(
+            *(d.source, d.root),
+            size=d.image_size, classes=d.classes, n_images=d.n_images, seed=wanted.study.seed,
+            skip_unreadable=d.skip_unreadable,
+            cache_dir=runs.runs_root() / "cache",
+        )
+        split(images.table, val_fraction=d.val_fraction, test_fraction=d.test_fraction, seed=wanted.study.seed)
+    console.print(f"{len(images)} images of {len(images.classes)} classes at {d.image_size} px.", highlight=False)
+    for reason in skipped(images):
+        console.print(f"skipped {reason}", highlight=False, markup=False)
+    return wanted
+
+
+def _print_plan(study: studies.Study, plan: object, console: Console) -> None:
+    from stda import schedule
+
+    runs.register(study)
+    todo = schedule.pending(study, plan)
+    for planned in todo:
+        console.print(f"would run {planned.key}", highlight=False)
+    console.print(f"{len(todo)} of {len(runs.jobs(study))} jobs, {plan.jobs} side by side, {plan.threads} threads each.")
+
+
+def _last_root(name: str) -> str:
+    """Return the data root that the last run of a study used, so that --data need be said only once."""
+    path = runs.runs_root() / Path(name).stem / "study.json"
+    if not path.is_file():
+        return ""
+    root = studies.load(path).data.root
+    own = studies.yaml.safe_load(studies.find(name).read_text()) or {}
+    return "" if (own.get("data") or {}).get("root") else root
+
+
+def _made(study: studies.Study, wanted: Job) -> float:
+    path = runs.runs_root() / study.name / wanted.key / "manifest.json"
+    return path.stat().st_mtime if path.is_file() else 0.0
+
+
+def _headline(study: studies.Study, wanted: Job) -> str:
+    folder = runs.runs_root() / study.name / wanted.key
+    return runs.read_manifest(folder)["headline"] if (folder / "manifest.json").is_file() else ""
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except BadInput as error:
+        print(f"stda: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stda: interrupted; finished stages are kept, the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

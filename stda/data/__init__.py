@@ -1,0 +1,20 @@
+"""Where images come from, how they are split, and what leaks between the folds."""
+
+from stda.data.decode import resize
+from stda.data.phantom import bayes_scores, ceiling
+from stda.data.sources import SOURCES, describe, fingerprint, load, picture_reader, pictures, skipped
+from stda.data.splits import split
+
+__all__ = [
+    "SOURCES",
+    "bayes_scores",
+    "ceiling",
+    "describe",
+    "fingerprint",
+    "load",
+    "picture_reader",
+    "pictures",
+    "resize",
+    "skipped",
+    "split",
+]

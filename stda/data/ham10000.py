@@ -1,0 +1,86 @@
+"""HAM10000 as it is downloaded: a folder with the pictures and ``HAM10000_metadata.csv``.
+
+Tschandl, Rosendahl, Kittler, Sci. Data 5:180161 (2018), CC BY-NC 4.0.  Pictures may lie in the root, in ``images`` or
+in the two ``HAM10000_images_part_*`` folders of the original archive.  The group is the lesion (``lesion_id``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from stda import BadInput
+from stda.data.listing import Listing, existing_root, picked_classes, read_csv
+
+METADATA = "HAM10000_metadata.csv"
+TRUTH = "ISIC_2019_Training_GroundTruth.csv"
+FOLDERS = (".", "images", "HAM10000_images_part_1", "HAM10000_images_part_2")
+TASKS = ("seven", "eight", "two")
+SEVEN = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+EIGHT = ("AK", "BCC", "BKL", "DF", "MEL", "NV", "SCC", "VASC")
+MALIGNANT = ("mel", "bcc", "akiec")
+
+
+def listing(root: str | Path, classes: str = "") -> Listing:
+    """List the pictures of the metadata table, sorted by image id.
+
+    ``classes``: "seven" (also ""), the diagnoses of HAM10000; "eight", those of ISIC 2019 by its ground-truth table,
+    which splits akiec into AK and SCC (in ``root`` or in ``root/../isic_tables``); "two", malignant (mel, bcc, akiec)
+    against benign; or some of the seven, "mel,nv".  Extra columns: dx, dx_type, age, sex, localization where given.
+    A picture that the table names and the folder lacks keeps the path where it should be.
+    """
+    folder = existing_root("ham10000", root, holds=f"a folder with {METADATA} and the pictures")
+    if not (folder / METADATA).is_file():
+        raise BadInput(f"data.root '{root}' holds no {METADATA}: point it to the folder of the HAM10000 download.")
+    table = read_csv(folder / METADATA, ("image_id", "lesion_id", "dx"))
+    repeated = table["image_id"][table["image_id"].duplicated()]
+    if len(repeated):
+        raise BadInput(f"{METADATA} lists image '{repeated.iloc[0]}' twice: use the original table.")
+    table = table.rename(columns={"lesion_id": "group"}).sort_values("image_id", ignore_index=True)
+    labels = _labels(table, classes, folder)
+    table.insert(1, "label", labels)
+    if classes not in ("", *TASKS):
+        table = table[labels.isin(picked_classes(classes, labels, tasks=TASKS))].reset_index(drop=True)
+    if table["label"].nunique() < 2:
+        raise BadInput(f"{METADATA} gives only class {sorted(set(table['label']))}; a classifier needs at least two.")
+    return Listing(table, _paths(folder, table["image_id"]))
+
+
+def _labels(table: pd.DataFrame, classes: str, folder: Path) -> pd.Series:
+    """Return the label of each row under the task."""
+    unknown = sorted(set(table["dx"]) - set(SEVEN))
+    if unknown:
+        raise BadInput(f"{METADATA} has the unknown diagnosis '{unknown[0]}' in column dx; it must be one of {SEVEN}.")
+    if classes == "two":
+        return table["dx"].isin(MALIGNANT).map({True: "malignant", False: "benign"})
+    if classes == "eight":
+        return _isic_labels(table["image_id"], folder)
+    return table["dx"]
+
+
+def _isic_labels(image_ids: pd.Series, folder: Path) -> pd.Series:
+    places = (folder / TRUTH, folder.resolve().parent / "isic_tables" / TRUTH)
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise BadInput(f"data.classes 'eight' needs {TRUTH} of ISIC 2019: put it into '{folder}'.")
+    truth = read_csv(path, ("image", *EIGHT)).set_index("image")
+    missing = image_ids[~image_ids.isin(truth.index)]
+    if len(missing):
+        raise BadInput(f"{path} has no row for image '{missing.iloc[0]}' ({len(missing)} such): use the whole table.")
+    one_hot = truth.loc[image_ids, list(EIGHT)].astype(float)
+    if not (one_hot.sum(axis=1) == 1).all():
+        raise BadInput(f"{path} does not give exactly one class to every image of HAM10000: use the original table.")
+    return pd.Series(one_hot.idxmax(axis=1).to_numpy(), index=image_ids.index)
+
+
+def _paths(folder: Path, image_ids: pd.Series) -> list[Path]:
+    """Find each picture's file."""
+    found: dict[str, Path] = {}
+    for place in reversed(FOLDERS):
+        for suffix in (".jpeg", ".png", ".jpg"):
+            found |= {path.stem: path for path in (folder / place).glob(f"*{suffix}")}
+    home = folder / "images" if (folder / "images").is_dir() else folder
+    if not any(name in found for name in image_ids):
+        raise BadInput(f"None of the {len(image_ids)} images of {METADATA} lies in '{folder}' or its folder images.")
+    return [found.get(name, home / f"{name}.jpg") for name in image_ids]

@@ -1,0 +1,172 @@
+"""One door to every source: list it, load it, fetch originals at another size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stda import BadInput
+from stda.data import dermamnist, folder, ham10000, phantom
+from stda.data.decode import cached, check_size, decode, load_entry, resize, store
+from stda.data.listing import Listing, digest_folder, picked_classes
+from stda.images import ImageSet, complete_table
+
+SOURCES = ("phantom", "ham10000", "dermamnist", "folder")
+
+
+def describe(source: str, root: str | Path = "", *, classes: str = "", n_images: int = 1500, seed: int = 0,
+             skip_unreadable: bool = False) -> pd.DataFrame:  # fmt: skip
+    """Return the table that :func:`load` would give, without decoding a picture: root, columns and classes are checked.
+
+    Missing files raise unless ``skip_unreadable``.  ``table.attrs["warning"]`` holds a sentence where the source cannot
+    say which images belong together.
+    """
+    listing = _listing(source, root, classes=classes, n_images=n_images, seed=seed)
+    missing = {k: "not there" for k, path in enumerate(listing.paths) if not path.is_file()}
+    if missing:
+        listing = _without(listing, missing, root, skip_unreadable)
+    return _finished(listing.table)
+
+
+def load(source: str, root: str | Path = "", *, size: int, classes: str = "", n_images: int = 1500, seed: int = 0,
+         skip_unreadable: bool = False, cache_dir: str | Path | None = None) -> ImageSet:  # fmt: skip
+    """Return all pictures of a source at ``size`` pixels, not split yet (split ""), rows in a fixed order.
+
+    Args:
+        source: one of :data:`SOURCES`.
+        root: folder or file of the source; the phantom needs none.
+        size: height = width of the result; centre square, one antialiased resize (:func:`resize`).
+        classes: task of the source or names of classes, comma-separated; "" means all.
+        n_images: pictures that the phantom draws.
+        seed: of the phantom.
+        skip_unreadable: leave out pictures that cannot be decoded; :func:`skipped` of the result lists them.
+        cache_dir: folder that keeps the pixels under a key of the content; None keeps nothing.
+
+    Raises:
+        BadInput: unknown source, missing root, column, class or file, an unreadable picture, a size below 1.
+    """
+    check_size(size)
+    listing = _listing(source, root, classes=classes, n_images=n_images, seed=seed)
+    if not listing.paths:
+        pixels = _computed_pixels(source, root, listing.table, size=size, cache_dir=cache_dir)
+        return ImageSet(pixels, _finished(listing.table))
+    read = decode(listing.paths, size=size) if not cache_dir else cached(listing.paths, size=size, cache_dir=cache_dir)
+    pixels, failed = read
+    if failed:
+        listing = _without(listing, failed, root, skip_unreadable)
+    return ImageSet(pixels, _finished(listing.table))
+
+
+def skipped(images: ImageSet | pd.DataFrame) -> list[str]:
+    """Return "image_id: reason" of the pictures that ``skip_unreadable`` left out of a loaded set or its table."""
+    table = images.table if isinstance(images, ImageSet) else images
+    return list(table.attrs.get("skipped", []))
+
+
+def pictures(source: str, root: str | Path, image_ids: Sequence[str], *, size: int, n_images: int = 1500, seed: int = 0,
+             classes: str = "") -> np.ndarray:  # fmt: skip
+    """Return the originals of these ids at another size, uint8 ``(n, size, size, 3)``, in the order asked.
+
+    They are cut and resized exactly as :func:`load` does; the phantom is drawn anew at that size.
+    """
+    check_size(size)
+    listing = _listing(source, root, classes=classes, n_images=n_images, seed=seed)
+    place = {name: k for k, name in enumerate(listing.table["image_id"])}
+    unknown = [name for name in image_ids if name not in place]
+    if unknown:
+        raise BadInput(f"Source {source} has no image '{unknown[0]}': ask with the parameters it was loaded with.")
+    rows = [place[name] for name in image_ids]
+    if not rows:
+        return np.empty((0, size, size, 3), np.uint8)
+    if not listing.paths:
+        return _computed_pixels(source, root, listing.table.iloc[rows], size=size, cache_dir=None)
+    pixels, failed = decode([listing.paths[k] for k in rows], size=size)
+    if failed:
+        raise BadInput(_unreadable_sentence([image_ids[k] for k in failed], list(failed.values()), root))
+    return pixels
+
+
+def fingerprint(source: str, root: str | Path = "") -> str:
+    """Return a cheap digest of a source's files (names, sizes, times) and tables (content); "" for the phantom."""
+    if source == "phantom":
+        return ""
+    _check_source(source)
+    if source == "dermamnist":
+        return digest_folder(dermamnist.find(root))
+    path = Path(root)
+    if not str(root) or not path.exists():
+        raise BadInput(f"data.root '{root}' does not exist; give the folder of source {source}.")
+    return digest_folder(path)
+
+
+def _check_source(source: str) -> None:
+    if source not in SOURCES:
+        raise BadInput(f"data.source is '{source}'; it must be one of {', '.join(SOURCES)}.")
+
+
+def _listing(source: str, root: str | Path, *, classes: str, n_images: int, seed: int) -> Listing:
+    """List a source; those whose pixels are computed or lie in one array have no paths."""
+    _check_source(source)
+    if source == "phantom":
+        table = phantom.describe(n_images, seed)
+        kept = table["label"].isin(picked_classes(classes, phantom.CLASSES))
+        return Listing(table[kept].reset_index(drop=True))
+    if source == "dermamnist":
+        return Listing(dermamnist.describe(root, classes))
+    return {"ham10000": ham10000, "folder": folder}[source].listing(root, classes)
+
+
+def _finished(table: pd.DataFrame) -> pd.DataFrame:
+    """Bring the table into the form of an image set's, keeping what ``attrs`` tells."""
+    finished = complete_table(table)
+    finished.attrs |= table.attrs
+    return finished
+
+
+def _without(listing: Listing, failed: dict[int, str], root: str | Path, skip_unreadable: bool) -> Listing:
+    """Drop the pictures that failed and note them, or raise."""
+    ids = listing.table["image_id"].tolist()
+    if not skip_unreadable:
+        raise BadInput(_unreadable_sentence([ids[k] for k in failed], list(failed.values()), root))
+    left = listing.keep([k not in failed for k in range(len(ids))])
+    if left.table["label"].nunique() < listing.table["label"].nunique():
+        lost = sorted(set(listing.table["label"]) - set(left.table["label"]))
+        raise BadInput(f"No picture of class {lost} in '{root}' can be read: repair the files or leave the class out.")
+    left.table.attrs["skipped"] = [f"{ids[k]}: {why}" for k, why in sorted(failed.items())]
+    return left
+
+
+def _unreadable_sentence(ids: list[str], reasons: list[str], root: str | Path) -> str:
+    shown = "; ".join(f"{name} ({why})" for name, why in list(zip(ids, reasons, strict=True))[:3])
+    more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+    count = "1 picture" if len(ids) == 1 else f"{len(ids)} pictures"
+    return f"{count} of '{root}' cannot be read: {shown}{more}. Replace them, or set skip_unreadable: true."
+
+
+def _computed_pixels(source: str, root: str | Path, table: pd.DataFrame, *, size: int,
+                     cache_dir: str | Path | None) -> np.ndarray:  # fmt: skip
+    """Draw the phantom's pictures (through the cache if there is one) or take DermaMNIST's out of its array."""
+    if source == "dermamnist":
+        return resize(dermamnist.images(root, table["image_id"].tolist()), size)
+    if cache_dir is None:
+        return phantom.render(table, size=size)
+    key = hashlib.sha256(f"phantom {phantom.VERSION} {size} {table.to_csv(index=False)}".encode()).hexdigest()[:24]
+    entry = Path(cache_dir) / f"phantom-{size}-{key}"
+    if not entry.is_dir():
+        store(entry, phantom.render(table, size=size), {})
+    return load_entry(entry)[0]
+
+
+def picture_reader(settings: Mapping[str, object], *, size: int) -> Callable[[Sequence[str]], np.ndarray]:
+    """Return ``image_ids -> originals`` at ``size`` pixels for the source of these parameters of the data stage.
+
+    ``settings`` holds source, root, classes, n_images and seed (a manifest's parameters).  Style transfer is handed
+    this reader, so that it need not know where images come from.
+    """
+    options = {name: settings[name] for name in ("classes", "n_images", "seed")}
+    return partial(pictures, settings["source"], settings["root"], size=size, **options)

@@ -1,0 +1,269 @@
+"""Progressive GAN (Karras et al. 2018), conditional, re-implemented from the paper; METHODS, section 3."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stda import BadInput
+from stda.generators.adversarial import Adversarial
+from stda.generators.layers import EqualConv, EqualLinear, MinibatchStddev, PixelNorm, double, n_doublings, one_hot
+from stda.generators.training import Training, adam, frozen, gradient_penalty, update
+
+LARGEST = 256
+
+
+class Phase(NamedTuple):
+    """One phase of the schedule: the resolution is ``4 * 2**level``; a fading phase mixes it in from ``level - 1``."""
+
+    level: int
+    fading: bool
+    first_image: int
+    end_image: int
+
+    def alpha(self, n_images: int) -> float:
+        """Return the share of the new resolution after ``n_images`` real images: 0 to 1 while fading, else 1."""
+        return (n_images - self.first_image) / (self.end_image - self.first_image) if self.fading else 1.0
+
+
+def schedule(n_images: int, n_levels: int, last_share: float) -> list[Phase]:
+    """Return the phases: stabilise 4 px, then fade in and stabilise each further level.
+
+    The last phase takes ``last_share`` of the images, the others share the rest evenly (the paper gives every phase
+    800,000 and lets the last go on).  Their ends are counted in images, so the batch size does not change them.
+    """
+    steps = [(0, False), *((level, fading) for level in range(1, n_levels) for fading in (True, False))]
+    n_early = len(steps) - 1
+    early = n_images * (1 - last_share) if n_early else 0.0
+    ends = [round(early * (k + 1) / n_early) for k in range(n_early)] + [n_images]
+    return [Phase(*step, first, end) for step, first, end in zip(steps, [0, *ends], ends, strict=False)]
+
+
+def channels_per_level(size: int, base: int, most: int) -> list[int]:
+    """Return the channels from 4 px up to ``size``: ``min(base / 2^stage, most)``, with stage 1 at 4 px."""
+    n_levels = n_doublings(size, who="pggan", largest=LARGEST) + 1
+    return [max(1, min(base // 2 ** (level + 1), most)) for level in range(n_levels)]
+
+
+def activate(x: Tensor) -> Tensor:
+    """Apply LeakyReLU 0.2."""
+    return F.leaky_relu(x, 0.2)
+
+
+class GeneratorBlock(nn.Module):
+    """Doubling, then twice: 3x3 convolution, LeakyReLU, PixelNorm."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.conv1 = EqualConv(n_in, n_out, 3, resample="up")
+        self.conv2 = EqualConv(n_out, n_out, 3)
+        self.norm = PixelNorm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, n_out, 2 H, 2 W)``."""
+        x = self.norm(activate(self.conv1(x)))
+        return self.norm(activate(self.conv2(x)))
+
+
+class CriticBlock(nn.Module):
+    """Twice 3x3 convolution and LeakyReLU, halving the size in the second."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.conv1 = EqualConv(n_in, n_in, 3)
+        self.conv2 = EqualConv(n_in, n_out, 3, resample="down")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, n_out, H / 2, W / 2)``."""
+        return activate(self.conv2(activate(self.conv1(x))))
+
+
+class ProgressiveGenerator(nn.Module):
+    """Latents and labels to images of any level; ``level`` and ``alpha`` are where training stands.
+
+    They are buffers, so a saved network knows its level.  Latent vector and one-hot label are each normalised to unit
+    RMS, then joined *(reading: normalised together, a label of few classes drowns in a long latent vector)*.
+    """
+
+    def __init__(self, *, channels: list[int], latent: int, n_classes: int) -> None:
+        super().__init__()
+        self.n_classes = n_classes
+        self.norm = PixelNorm()
+        # gain / 4: each 4x4 unit is a convolution output of its own, as in the paper's dense first layer
+        self.dense = EqualLinear(latent + n_classes, channels[0] * 16, gain=math.sqrt(2) / 4)
+        self.conv = EqualConv(channels[0], channels[0], 3)
+        self.blocks = nn.ModuleList(GeneratorBlock(a, b) for a, b in pairwise(channels))
+        self.to_rgb = nn.ModuleList(EqualConv(n, 3, 1, gain=1.0) for n in channels)
+        self.register_buffer("level", torch.tensor(len(channels) - 1))
+        self.register_buffer("alpha", torch.tensor(1.0))
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Return images ``(N, 3, 4 * 2**level, ...)``, not bounded: the paper's output is linear."""
+        level, alpha = int(self.level), float(self.alpha)
+        x = torch.cat([self.norm(z), self.norm(one_hot(labels, self.n_classes))], dim=1)
+        x = self.norm(activate(self.dense(x)).unflatten(1, (-1, 4, 4)))
+        x = self.norm(activate(self.conv(x)))
+        before = x
+        for block in self.blocks[:level]:
+            before, x = x, block(x)
+        images = self.to_rgb[level](x)
+        if level and alpha < 1:
+            images = torch.lerp(double(self.to_rgb[level - 1](before)).float(), images.float(), alpha)
+        return images
+
+
+class ProgressiveCritic(nn.Module):
+    """Images of any level to one score and K class logits; mirrors the generator, minibatch stddev at 4 px."""
+
+    def __init__(self, *, channels: list[int], n_classes: int) -> None:
+        super().__init__()
+        self.from_rgb = nn.ModuleList(EqualConv(3, n, 1) for n in channels)
+        # block k leads from level k + 1 to level k
+        self.blocks = nn.ModuleList(CriticBlock(b, a) for a, b in pairwise(channels))
+        self.stddev = MinibatchStddev()
+        self.conv = EqualConv(channels[0] + 1, channels[0], 3)
+        self.dense = EqualLinear(channels[0] * 16, channels[0])
+        self.score, self.classify = EqualLinear(channels[0], 1, gain=1.0), EqualLinear(channels[0], n_classes, gain=1.0)
+        self.register_buffer("level", torch.tensor(len(channels) - 1))
+        self.register_buffer("alpha", torch.tensor(1.0))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores ``(N,)`` and class logits ``(N, K)``."""
+        level, alpha = int(self.level), float(self.alpha)
+        x = activate(self.from_rgb[level](images))
+        if level:
+            x = self.blocks[level - 1](x)
+            if alpha < 1:
+                old = activate(self.from_rgb[level - 1](F.avg_pool2d(images, 2)))
+                x = torch.lerp(old.float(), x.float(), alpha)
+            for block in reversed(self.blocks[: level - 1]):
+                x = block(x)
+        x = activate(self.conv(self.stddev(x)))
+        x = activate(self.dense(x.flatten(1)))
+        return self.score(x).flatten(), self.classify(x)
+
+
+def at_level(images: Tensor, level: int, n_levels: int, alpha: float) -> Tensor:
+    """Return real images as they are at a level: mean-pooled, and while fading mixed with the level below."""
+    images = F.avg_pool2d(images, 2 ** (n_levels - 1 - level))
+    if level and alpha < 1:
+        images = torch.lerp(double(F.avg_pool2d(images, 2)), images, alpha)
+    return images
+
+
+@dataclass(kw_only=True, eq=False)
+class ProgressiveGAN(Adversarial):
+    """Progressive GAN with WGAN-GP loss, drift term and a class head on real and fake images.
+
+    ``steps`` times ``batch_size`` real images are shared over the phases (:func:`schedule`).
+    """
+
+    name: ClassVar[str] = "pggan"
+
+    batch_size: int = 16
+    max_channels: int = 512
+    channel_base: int = 8192  # channels are min(channel_base / 2^stage, max_channels), stage 1 at 4 px
+    latent: int = 512
+    learning_rate: float = 1e-3
+    last_share: float = 0.4  # of all images, for the last phase (full size, nothing fading)
+    penalty_weight: float = 10.0
+    drift_weight: float = 1e-3
+    class_weight: float = 1.0  # of the class head's cross-entropy on real images (critic) and on fakes (generator)
+    # of the critic's cross-entropy on fakes; it rewards a critic that reads any mark the generator leaves, and with a
+    # class_weight of 3 the two agreed on one picture per class: 0 keeps the class head honest
+    fake_class_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.last_share >= 1:
+            raise BadInput(f"last_share is {self.last_share}; it must be below 1: the other phases need images too.")
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels per level, from 4 px up."""
+        return channels_per_level(self.size, self.channel_base, self.max_channels)
+
+    def make_generator(self, n_classes: int) -> nn.Module:
+        """Return an untrained generator network."""
+        return ProgressiveGenerator(channels=self.channels, latent=self.latent, n_classes=n_classes)
+
+    def begin(self, n_classes: int) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
+        """Return fresh networks; their optimisers are made anew at each resolution (:meth:`enter`)."""
+        critic = ProgressiveCritic(channels=self.channels, n_classes=n_classes)
+        networks = {"generator": self.make_generator(n_classes), "critic": critic}
+        for key, network in networks.items():
+            networks[key] = network.to(self.compute.device, memory_format=torch.channels_last)
+        return networks, {}
+
+    def enter(self, training: Training) -> None:
+        """Set level and alpha of all networks for this step, with fresh optimisers at a new resolution."""
+        n_levels, done = len(self.channels), (training.step - 1) * self.batch_size
+        phases = schedule(training.steps * self.batch_size, n_levels, self.last_share)
+        phase = next(phase for phase in phases if done < phase.end_image)
+        generator, critic = training.networks["generator"], training.networks["critic"]
+        if not training.optimizers or phase.level != int(generator.level):
+            for key in ("generator", "critic"):
+                training.optimizers[key] = adam(training.networks[key], self.learning_rate, (0.0, 0.99))
+        for network in (generator, critic):
+            network.level.fill_(phase.level)
+            network.alpha.fill_(phase.alpha(done))
+
+    def advance(self, training: Training) -> dict[str, Any]:
+        """Update the critic, then the generator, at the resolution and alpha of this step."""
+        self.enter(training)
+        generator = training.networks["generator"]
+        state = {"resolution": 4 * 2 ** int(generator.level), "alpha": float(generator.alpha)}
+        return state | self.advance_critic(training) | self.advance_generator(training)
+
+    def advance_critic(self, training: Training) -> dict[str, Any]:
+        """Update the critic: Wasserstein loss, penalty, drift, cross-entropy on real and on fake images."""
+        generator, critic = training.networks["generator"], training.networks["critic"]
+        real, real_labels = self.reals(training, self.batch_size)
+        real = at_level(real, int(critic.level), len(self.channels), float(critic.alpha))
+        z, labels = self.fakes(training, self.batch_size)
+        with self.compute.autocast():
+            with torch.no_grad():
+                fake = generator(z, labels).float()
+            score, logits = critic(torch.cat([real, fake]))
+            mix = torch.rand(self.batch_size, generator=training.noise).to(real.device)
+            penalty = gradient_penalty(lambda x: critic(x)[0].float(), real, fake, mix)
+        score_real, score_fake = score.float().chunk(2)
+        logits_real, logits_fake = logits.float().chunk(2)
+        class_losses = F.cross_entropy(logits_real, real_labels), F.cross_entropy(logits_fake, labels)
+        wasserstein = score_real.mean() - score_fake.mean()
+        loss = self.penalty_weight * penalty - wasserstein
+        loss = loss + self.drift_weight * score_real.square().mean()
+        loss = loss + self.class_weight * class_losses[0] + self.fake_class_weight * class_losses[1]
+        return {
+            "d_loss": loss.item(),
+            "d_gradient": update(training.optimizers["critic"], loss, critic),
+            "d_real": score_real.mean().item(),
+            "d_fake": score_fake.mean().item(),
+            "wasserstein": wasserstein.item(),
+            "penalty": penalty.item(),
+            "d_class_loss": class_losses[0].item(),
+            "d_class_loss_fake": class_losses[1].item(),
+        }
+
+    def advance_generator(self, training: Training) -> dict[str, Any]:
+        """Update the generator: -E[D(fake)] + cross-entropy of the class head on fake images."""
+        generator, critic = training.networks["generator"], training.networks["critic"]
+        z, labels = self.fakes(training, self.batch_size)
+        with frozen(critic):
+            with self.compute.autocast():
+                score, logits = critic(generator(z, labels))
+            class_loss = F.cross_entropy(logits.float(), labels)
+            loss = self.class_weight * class_loss - score.float().mean()
+            gradient = update(training.optimizers["generator"], loss, generator)
+        return {"g_loss": loss.item(), "g_gradient": gradient, "g_class_loss": class_loss.item()}
+
+    def as_pixels(self, images: Tensor) -> Tensor:
+        """Bring images of a lower level, met while training, to the full size by repeating pixels."""
+        factor = self.size // images.shape[-1]
+        return images if factor == 1 else F.interpolate(images, scale_factor=factor, mode="nearest")

@@ -1,0 +1,175 @@
+"""Collect what the notebooks of a study have left behind: predictions, manifests, fidelity, and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stda import BadInput
+from stda.runs import Job, Stage, finished, jobs, read_manifest, runs_root
+from stda.study import GENERATORS, load
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Everything the results notebook reads, as tables."""
+
+    predictions: pd.DataFrame  # replicate, arm, image_id, group, split, label, predicted, p_<class>...
+    synthetic: list[str]  # arms that use generated images
+    arms: dict[str, str]  # arm -> its generator, or an empty string
+    overview: pd.DataFrame  # arm by replicate: run or missing
+    manifests: list[dict[str, Any]]
+    fidelity: pd.DataFrame
+    registered: pd.DataFrame
+    not_run: pd.DataFrame
+    updates: pd.DataFrame  # replicate, arm, updates
+
+
+def collect(run: Stage) -> Collected:
+    """Read every finished stage of the study of ``run`` and record it as an input.
+
+    Only replicates in which every trained arm was run enter (the comparison is paired); the others are named in
+    ``not_run``.  Raises BadInput when no arm was trained yet, or when no replicate has them all.
+    """
+    root = runs_root() / run.values["study"]
+    found, left_out = finished(run.values["study"])
+    trained = [job for job in found if job.stage == "classification"]
+    if not trained:
+        raise BadInput(f"Run notebooks/06_classification.ipynb first: {root} holds no trained arm.")
+    names = list(dict.fromkeys(job.arm for job in trained))
+    complete, partial = _complete_replicates(trained, names)
+    used = [job for job in trained if job.replicate in complete]
+    folders = {job: run.upstream(job.stage, job.arm, replicate=job.replicate) for job in used}
+    arms = {job.arm: _generator(folders[job]) for job in used}
+    manifests = [read_manifest(root / job.key) for job in found if job.replicate in complete]
+    updates = [{"replicate": j.replicate, "arm": j.arm, **read_manifest(f)["facts"]} for j, f in folders.items()]
+    return Collected(
+        predictions=pd.concat([_predictions(f, job) for job, f in folders.items()], ignore_index=True),
+        synthetic=[arm for arm, generator in arms.items() if generator],
+        arms=arms,
+        overview=_overview(trained, names),
+        manifests=manifests,
+        fidelity=_fidelity(root, complete),
+        registered=_registered(root),
+        not_run=_not_run(root, found, left_out, partial, arms),
+        updates=pd.DataFrame(updates),
+    )
+
+
+def _complete_replicates(trained: list[Job], names: list[str]) -> tuple[list[int], list[int]]:
+    have: dict[int, set[str]] = {}
+    for job in trained:
+        have.setdefault(job.replicate, set()).add(job.arm)
+    complete = sorted(r for r, arms in have.items() if arms == set(names))
+    if not complete:
+        raise BadInput(
+            f"No replicate has all of the arms {', '.join(names)}, so nothing can be compared in pairs: run "
+            "notebooks/06_classification.ipynb for the missing arms of one replicate."
+        )
+    return complete, sorted(set(have) - set(complete))
+
+
+def _generator(folder: Path) -> str:
+    synthetic = read_manifest(folder)["parameters"]["synthetic"]
+    return synthetic if synthetic in GENERATORS else ""
+
+
+def _predictions(folder: Path, job: Job) -> pd.DataFrame:
+    text = dict.fromkeys(("image_id", "group", "split", "label", "predicted"), str)
+    table = pd.read_csv(folder / "predictions.csv", dtype=text, keep_default_na=False)
+    table.insert(0, "replicate", job.replicate)
+    table.insert(1, "arm", job.arm)
+    return table
+
+
+def _overview(trained: list[Job], names: list[str]) -> pd.DataFrame:
+    replicates = sorted({job.replicate for job in trained})
+    have = {(job.arm, job.replicate) for job in trained}
+    rows = [[name, *("run" if (name, r) in have else "missing" for r in replicates)] for name in names]
+    return pd.DataFrame(rows, columns=["arm", *(f"replicate {r}" for r in replicates)])
+
+
+def _fidelity(root: Path, replicates: list[int]) -> pd.DataFrame:
+    """Average the fidelity tables over replicates, one row per generator plus its row of real held-out images."""
+    tables = []
+    for name in GENERATORS:
+        for r in replicates:
+            path = root / f"r{r}" / name / "fidelity.csv"
+            if path.is_file():
+                tables.append(pd.read_csv(path).assign(judged_with=name))
+    if not tables:
+        return pd.DataFrame({"generator": ["no generator was run"]})
+    both = pd.concat(tables, ignore_index=True)
+    numbers = both.groupby(["judged_with", "set"], sort=False).mean(numeric_only=True).reset_index()
+    return numbers.rename(columns={"judged_with": "generator"})
+
+
+def _registered(root: Path) -> pd.DataFrame:
+    path = root / "registered.csv"
+    if not path.is_file():
+        return pd.DataFrame({"time": ["never: these notebooks were run by hand, without 'stda run'"]})
+    table = pd.read_csv(path)
+    return table.assign(sha256=table["sha256"].str[:12])
+
+
+def _not_run(
+    root: Path, found: list[Job], left_out: list[Job], partial: list[int], arms: dict[str, str]
+) -> pd.DataFrame:
+    rows = [(name, "no arm that was run uses it") for name in GENERATORS if name not in arms.values()]
+    rows += [(f"replicate {r}", "left out of the comparison: some arms are missing") for r in partial]
+    rows += [(job.key, "left out: not in the params of this study") for job in left_out]
+    if (root / "study.json").is_file():
+        study = load(root / "study.json")
+        expected = [job for job in jobs(study) if job.stage not in ("results", "explainability")]
+        rows += [(job.key, "planned, not finished") for job in expected if job not in found]
+    return pd.DataFrame(rows or [("nothing", "everything that was planned was run")], columns=["what", "why"])
+
+
+def cost_table(manifests: list[dict[str, Any]], *, arms: dict[str, str]) -> pd.DataFrame:
+    """Return seconds, peak memory (MB) and images per second of every stage, mean over replicates.
+
+    For an arm, ``seconds with generator`` adds what its generator took, the price of the arm as a whole.
+    """
+    rows = []
+    for m in manifests:
+        made = m["facts"].get("images", 0)
+        name = m["arm"] and f"arm {m['arm']}"
+        rate = made / m["seconds"] if made and m["seconds"] else float("nan")
+        rows.append((name or m["stage"], m["arm"], m["seconds"], m["peak_memory_mb"], rate))
+    table = pd.DataFrame(rows, columns=["what", "arm", "seconds", "peak memory (MB)", "images per second"])
+    mean = table.groupby(["what", "arm"], sort=False).mean(numeric_only=True).reset_index()
+    seconds = mean.set_index("what")["seconds"]
+    used = mean["arm"].map(arms).map(seconds).fillna(0.0)
+    mean.insert(3, "seconds with generator", mean["seconds"] + used)
+    return mean.drop(columns="arm")
+
+
+def verdict_sentence(verdicts: pd.DataFrame) -> str:
+    """Say the verdicts in one line, such as ``wgan helps; nst, dcgan undecided``."""
+    if verdicts.empty:
+        return "no verdict: no arm with synthetic images was run"
+    said = [f"{', '.join(g['arm'])} {verdict}" for verdict, g in verdicts.groupby("verdict", sort=True)]
+    return "; ".join(said)
+
+
+def conclusion(verdicts: pd.DataFrame, arms: pd.DataFrame, *, smallest_effect: float, confidence: float) -> str:
+    """Return the conclusion of a study in a few sentences, every number computed."""
+    if verdicts.empty:
+        return "No arm with synthetic images was run, so there is nothing to judge: run notebook 06 for such an arm."
+    metric, baseline = verdicts["metric"].iloc[0], verdicts["baseline"].iloc[0]
+    words = [f"The best way to train without synthetic images, chosen on the validation fold, is arm {baseline}."]
+    for row in verdicts.itertuples():
+        words.append(
+            f"Arm {row.arm} changes {metric} by {row.difference:+.3f} ({confidence:.0%} interval {row.low:+.3f} to "
+            f"{row.high:+.3f}): {row.verdict}."
+        )
+    undecided = verdicts[verdicts["verdict"] == "undecided"]
+    if len(undecided):
+        words.append(
+            f"{len(undecided)} of {len(verdicts)} arms are undecided at a smallest effect of {smallest_effect}: that is "
+            "missing evidence, not evidence of no effect."
+        )
+    return " ".join(words)

@@ -1,0 +1,377 @@
+"""Runs: which notebook runs a study unfolds to, where each leaves its folder, and the manifest that says what made it.
+
+Knows no torch.  A stage writes into a temporary folder that is renamed when it is complete, so a half-written folder
+never looks finished; ``manifest.json`` in it is the sign of completion.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from stda import BadInput
+from stda.study import (
+    GENERATORS,
+    NAME,
+    NOTEBOOKS,
+    STAGES,
+    Arm,
+    Study,
+    StudySection,
+    load,
+    project_root,
+    sentence,
+    sub_seed,
+)
+
+PACKAGES = ("stda", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "papermill", "snakemake")
+
+
+def runs_root() -> Path:
+    """Return the folder of all runs: ``STDA_RUNS``, else ``runs/`` of the project."""
+    return Path(os.environ.get("STDA_RUNS") or project_root() / "runs").absolute()
+
+
+def reports_root() -> Path:
+    """Return the folder of all reports: ``STDA_REPORTS``, else ``reports/`` of the project."""
+    return Path(os.environ.get("STDA_REPORTS") or project_root() / "reports").absolute()
+
+
+# ------------------------------------------------------------------------------------------------ the stage graph
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook run: a stage of a replicate (none for the results), and an arm for the classification."""
+
+    stage: str
+    replicate: int | None = None
+    arm: str = ""
+
+    @property
+    def key(self) -> str:
+        """Folder of the job below ``runs/<study>/``, such as ``r0/classification/wgan``."""
+        parts = [f"r{self.replicate}"] if self.replicate is not None else []
+        return "/".join([*parts, self.stage, *([self.arm] if self.arm else [])])
+
+    @property
+    def report(self) -> str:
+        """Report of the job below ``reports/<study>/``, without suffix, such as ``r0/06_classification-wgan``."""
+        parts = [f"r{self.replicate}"] if self.replicate is not None else []
+        return "/".join([*parts, NOTEBOOKS[self.stage] + (f"-{self.arm}" if self.arm else "")])
+
+    @staticmethod
+    def parse(key: str) -> Job:
+        """Read a :attr:`key` back."""
+        parts = key.split("/")
+        replicate = int(parts.pop(0)[1:]) if re.fullmatch(r"r\d+", parts[0]) else None
+        return Job(parts[0], replicate, parts[1] if len(parts) > 1 else "")
+
+
+def jobs(study: Study) -> list[Job]:
+    """Return every notebook run of a study, upstream first."""
+    todo = []
+    for r in range(study.study.replicates):
+        todo.append(Job("data", r))
+        todo += [Job(name, r) for name in study.generators]
+        todo += [Job("classification", r, arm.arm) for arm in study.classification.arms]
+        todo.append(Job("explainability", r))
+    return [*todo, Job("results")]
+
+
+def needs(study: Study, job: Job) -> list[Job]:
+    """Return the jobs whose folders a job reads."""
+    r = job.replicate
+    arms = [Job("classification", r, arm.arm) for arm in study.classification.arms]
+    if job.stage == "data":
+        return []
+    if job.stage in GENERATORS:
+        return [Job("data", r)]
+    if job.stage == "classification":
+        generator = study.arm(job.arm).generator
+        return [Job("data", r), *([Job(generator, r)] if generator else [])]
+    if job.stage == "explainability":
+        return [Job("data", r), *arms]
+    return [other for other in jobs(study) if other.stage != "results"]
+
+
+def parameters(study: Study, job: Job) -> dict[str, Any]:
+    """Return the values that a job's parameters cell gets: plain literals, in the cell's order."""
+    common = {
+        "study": study.name,
+        "replicate": job.replicate,
+        "seed": study.study.seed,
+        "precision": study.study.precision,
+    }
+    section = getattr(study, job.stage).model_dump(mode="json", exclude={"arms"})
+    if job.stage == "results":
+        return {"study": study.name, "seed": study.study.seed, **section}
+    arm = study.arm(job.arm).model_dump(mode="json") if job.arm else {}
+    return {**common, **arm, **section}
+
+
+def parameter_model(stage: str) -> dict[str, type[BaseModel]]:
+    """Return, per parameter name of a stage's notebook, the section model that knows its type and limits."""
+    models: list[type[BaseModel]] = [Study.model_fields[stage].annotation]
+    if stage == "classification":
+        models.append(Arm)
+    owners = {name: model for model in models for name in model.model_fields if name != "arms"}
+    return {"seed": StudySection, **({} if stage == "results" else {"precision": StudySection}), **owners}
+
+
+def check_parameters(stage: str, values: dict[str, Any]) -> None:
+    """Validate the flat values of one notebook's parameters cell (names are checked by the batch before launch)."""
+    owners = parameter_model(stage)
+    for model in dict.fromkeys(owners.values()):
+        given = {name: values[name] for name, owner in owners.items() if owner is model and name in values}
+        try:
+            model(**given)
+        except ValidationError as error:
+            raise BadInput(f"{NOTEBOOKS[stage]}: {sentence(error, model)}") from None
+
+
+def resolved(study: Study) -> dict[str, Any]:
+    """Return a study as plain values with nothing left to default: what ``study.json`` holds."""
+    return {"name": study.name, **study.model_dump(mode="json")}
+
+
+def register(study: Study) -> str:
+    """Write ``study.json`` and note, before anything runs, what the verdict will be judged by; return its digest.
+
+    ``registered.csv`` gains a line whenever metric, smallest effect or confidence differ from its last line, so that
+    a smallest effect moved after the results were seen leaves a trace that the report shows.
+    """
+    folder = runs_root() / study.name
+    probe_writable(folder)
+    judged = study.results.model_dump_json(include={"metric", "smallest_effect", "confidence"})
+    digest = hashlib.sha256(judged.encode()).hexdigest()
+    path = folder / "registered.csv"
+    lines = path.read_text().splitlines() if path.is_file() else ["time,sha256,metric,smallest_effect,confidence"]
+    if digest not in lines[-1]:
+        r = study.results
+        lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')},{digest},{r.metric},{r.smallest_effect},{r.confidence}")
+        path.write_text("\n".join(lines) + "\n")
+    write_json(folder / "study.json", resolved(study))
+    return digest
+
+
+def finished(study_name: str) -> tuple[list[Job], list[Job]]:
+    """Return the finished jobs of a study, and those among its folders that its registered params do not plan.
+
+    Left-overs of an arm or a replicate that was taken out of the params must not enter a comparison; without
+    ``study.json`` (notebooks run by hand) everything that is there counts.
+    """
+    root = runs_root() / study_name
+    found = [Job.parse(str(path.parent.relative_to(root))) for path in sorted(root.glob("*/**/manifest.json"))]
+    found = [job for job in found if job.stage in STAGES and not job.arm.startswith(".")]
+    if not (root / "study.json").is_file():
+        return found, []
+    planned = jobs(load(root / "study.json"))
+    return [job for job in planned if job in found], [job for job in found if job not in planned]
+
+
+# ------------------------------------------------------------------------------------------------ stage folders
+
+
+@dataclass
+class Stage:
+    """An open stage folder: a notebook asks it for inputs and seeds, writes into :attr:`dir`, and finishes it."""
+
+    job: Job
+    values: dict[str, Any]
+    dir: Path
+    final: Path
+    inputs: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    def seed(self, *names: str | int) -> int:
+        """Return the sub-seed of these names for this stage of this replicate."""
+        who = [] if self.job.replicate is None else [f"r{self.job.replicate}"]
+        return sub_seed(self.values["seed"], *who, self.job.stage, *names)
+
+    def path(self, name: str) -> Path:
+        """Return where a file of this stage is to be written."""
+        return self.dir / name
+
+    def folder(self, name: str) -> Path:
+        """Make and return a sub-folder of this stage."""
+        (self.dir / name).mkdir(exist_ok=True)
+        return self.dir / name
+
+    def upstream(self, stage: str, arm: str = "", *, replicate: int | None = None) -> Path:
+        """Return the finished folder of another stage (of this replicate unless said) and record it as an input."""
+        job = Job(stage, self.job.replicate if replicate is None else replicate, arm)
+        folder = runs_root() / self.values["study"] / job.key
+        if not (folder / "manifest.json").is_file():
+            setting = f" with arm = '{arm}'" if arm else ""
+            what = f"study '{self.values['study']}', replicate {job.replicate}"
+            raise BadInput(f"Run notebooks/{NOTEBOOKS[stage]}.ipynb{setting} first: {folder} is missing ({what}).")
+        self.inputs[job.key] = read_manifest(folder)["outputs"]
+        return folder
+
+    def uses(self, path: str | Path, digest: str = "") -> None:
+        """Record a file from outside the runs as an input (``digest`` where it is known already)."""
+        self.inputs[str(path)] = digest or sha256(Path(path))
+
+    def finish(self, *, headline: str, machine: dict[str, Any] | None = None, **facts: Any) -> Path:
+        """Write the manifest, move the folder to its final place in one step and return it.
+
+        ``headline`` is the one line that the index shows; ``machine`` is ``Compute.describe()``.
+        """
+        try:
+            outputs = {str(p.relative_to(self.dir)): sha256(p) for p in sorted(self.dir.rglob("*")) if p.is_file()}
+            manifest = {
+                "stage": self.job.stage,
+                "replicate": self.job.replicate,
+                "arm": self.job.arm,
+                "headline": headline,
+                "parameters": self.values,
+                "seconds": round(time.time() - self.started, 2),
+                "peak_memory_mb": peak_memory_mb(),
+                "machine": machine or {},
+                "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "facts": facts,
+                "software": software(),
+                "inputs": self.inputs,
+                "outputs": outputs,
+            }
+            write_json(self.dir / "manifest.json", manifest)
+            replace_folder(self.dir, self.final)
+        except OSError as error:
+            raise unwritable(self.final, error) from None
+        return self.final
+
+
+def begin(stage: str, namespace: dict[str, Any]) -> Stage:
+    """Open the folder of a stage for the values in a notebook's namespace (pass ``globals()``).
+
+    The values are checked against the schema first, so that a notebook run by hand answers a wrong value like the
+    batch does.  Left-overs of an interrupted run of the same stage are removed.
+    """
+    names = ["study", *(["replicate"] if stage != "results" else []), *parameter_model(stage)]
+    missing = [name for name in names if name not in namespace]
+    if missing:
+        raise BadInput(f"The parameters cell of {NOTEBOOKS[stage]} does not set {', '.join(missing)}; add it.")
+    values = {name: namespace[name] for name in names}
+    if not NAME.fullmatch(str(values["study"])):
+        raise BadInput(f"study is {values['study']!r}; a name is lower-case letters, digits, '-' and '_'.")
+    replicate = values.get("replicate")
+    if stage != "results" and not (type(replicate) is int and replicate >= 0):
+        raise BadInput(f"replicate is {replicate!r}; it must be 0, 1, 2, ...")
+    check_parameters(stage, values)
+    job = Job(stage, replicate, values.get("arm", ""))
+    final = runs_root() / values["study"] / job.key
+    partial = final.parent / f".{final.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise unwritable(partial, error) from None
+    return Stage(job, values, partial, final)
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Put a complete folder in the place of an old one; whoever looks sees the old, none, or the new one whole."""
+    old = final.parent / f".{final.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    new.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def unwritable(path: Path, error: OSError) -> BadInput:
+    """Turn an operating-system error while writing into a sentence with the remedy."""
+    if error.errno == errno.ENOSPC:
+        return BadInput(f"The disk is full while writing {path}: free some space or set STDA_RUNS to another disk.")
+    return BadInput(
+        f"Cannot write {path} ({error.strerror or error}): set STDA_RUNS to a folder that you may write to."
+    )
+
+
+def probe_writable(folder: Path) -> None:
+    """Raise unless a file can be written into ``folder`` (made if need be)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"0" * 65536)
+        probe.unlink()
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return what a finished stage folder says about itself."""
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON through a temporary name, so that a reader never sees half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy scalars, tuples and paths into JSON's own types; what is not finite becomes null (JSON has no NaN)."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal text."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def software() -> dict[str, str]:
+    """Return the versions that made a result: git commit (with "+" when files differ from it), Python, packages."""
+    found = {"python": platform.python_version(), "commit": commit()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str:
+    """Return the git commit of the project, "+" behind it when tracked files were changed, or "unknown"."""
+
+    def git(*words: str) -> str:
+        call = subprocess.run(["git", "-C", str(project_root()), *words], capture_output=True, text=True, check=True)
+        return call.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,47 @@
+"""What a reader sees: figures with alt text, tables, progress, notebooks as HTML, and the index of a study."""
+
+from stda.show.charts import (
+    arms,
+    arms_figure,
+    class_counts,
+    effects,
+    effects_figure,
+    loss_curves,
+    perturbation_curves,
+    recall_heatmap,
+    reliability,
+)
+from stda.show.figures import PALETTE, attribution_grid, figure, grid, mosaic, show
+from stda.show.progress import progress
+from stda.show.render import render_notebook
+from stda.show.sheets import Watch, class_sheet, confusion, text, training_grids, wanted_counts
+from stda.show.site import build_index
+from stda.show.tables import table
+
+__all__ = [
+    "PALETTE",
+    "Watch",
+    "arms",
+    "arms_figure",
+    "attribution_grid",
+    "build_index",
+    "class_counts",
+    "class_sheet",
+    "confusion",
+    "effects",
+    "effects_figure",
+    "figure",
+    "grid",
+    "loss_curves",
+    "mosaic",
+    "perturbation_curves",
+    "progress",
+    "recall_heatmap",
+    "reliability",
+    "render_notebook",
+    "show",
+    "table",
+    "text",
+    "training_grids",
+    "wanted_counts",
+]

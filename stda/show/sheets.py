@@ -1,0 +1,95 @@
+"""What the notebooks show again and again: sheets per class, training seen through samples, counts, a sentence."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from stda.images import ImageSet
+from stda.show.charts import recall_heatmap
+from stda.show.figures import grid
+
+
+def text(words: str) -> None:
+    """Display a computed paragraph, as HTML and as plain text."""
+    from IPython.display import display
+
+    display({"text/html": f'<p class="stda-text">{html.escape(words)}</p>', "text/plain": words}, raw=True)
+
+
+def class_sheet(
+    images: ImageSet,
+    *,
+    alt: str,
+    per_class: int = 12,
+    column: str = "label",
+    caption: str = "",
+    zoom: int | None = None,
+) -> None:
+    """Display the first ``per_class`` images of each class, a row per class, the largest class first.
+
+    ``column`` is the column of the table that names the class; a class with fewer images ends in white cells.
+    """
+    counts = images.table[column].value_counts()
+    order = list(counts.sort_index().sort_values(ascending=False, kind="stable").index)
+    cells = np.full((len(order), per_class, *images.images.shape[1:]), 255, np.uint8)
+    for row, name in enumerate(order):
+        rows = np.flatnonzero(images.table[column].to_numpy() == name)[:per_class]
+        cells[row, : len(rows)] = images.images[rows]
+    labels = [f"{name} ({counts[name]})" for name in order]
+    grid(
+        cells.reshape(-1, *images.images.shape[1:]),
+        row_labels=labels,
+        columns=per_class,
+        alt=alt,
+        caption=caption,
+        zoom=zoom,
+    )
+
+
+def wanted_counts(train: ImageSet, wanted: Sequence[str]) -> pd.DataFrame:
+    """Return, per class, the real training images and the synthetic images that are to be made."""
+    made = pd.Series(list(wanted), dtype=str).value_counts()
+    real = train.counts()
+    return pd.DataFrame(
+        {"class": real.index, "real": real.to_numpy(), "synthetic": made.reindex(real.index, fill_value=0)}
+    )
+
+
+class Watch:
+    """A training callback that passes every record on and keeps the sample grids that come along."""
+
+    def __init__(self, onward: Callable[[dict], None]) -> None:
+        self.onward = onward
+        self.grids: list[tuple[str, int, np.ndarray]] = []  # model, step, picture
+
+    def __call__(self, record: dict) -> None:
+        """Take one record of the training."""
+        if "grid" in record:
+            self.grids.append((str(record.get("model", "")), int(record["step"]), np.asarray(record["grid"])))
+        self.onward(record)
+
+
+def training_grids(watch: Watch, *, alt: str, caption: str = "", n: int = 6) -> None:
+    """Display what a generator drew while it was trained: ``n`` moments of one model, or the end of each of several."""
+    models = list(dict.fromkeys(model for model, _, _ in watch.grids))
+    if len(models) > 1:
+        last = {model: picture for model, _, picture in watch.grids}
+        grid(np.stack(list(last.values())), row_labels=models, columns=1, alt=alt, caption=caption)
+        return
+    chosen = np.unique(np.linspace(0, len(watch.grids) - 1, n).round().astype(int))
+    moments = [watch.grids[i] for i in chosen]
+    titles = [f"step {step}" for _, step, _ in moments]
+    grid(np.stack([picture for _, _, picture in moments]), columns=3, titles=titles, alt=alt, caption=caption, zoom=1)
+
+
+def confusion(predictions: pd.DataFrame, classes: Sequence[str], *, alt: str, caption: str = "") -> None:
+    """Display where the images of each true class went, as shares of the class (rows sum to 1)."""
+    counts = pd.crosstab(predictions["label"], predictions["predicted"])
+    counts = counts.reindex(index=list(classes), columns=list(classes), fill_value=0)
+    shares = counts.div(counts.sum(axis=1).where(lambda n: n > 0), axis=0)
+    shares.index.name, shares.columns.name = "true class", "predicted class"
+    recall_heatmap(shares, alt=alt, label="share of the true class", caption=caption)

@@ -1,0 +1,239 @@
+"""Style transfer as a generator: pairs, pseudo-labels, regeneration, what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from stda import BadInput, generators
+from stda import encoders as E
+from stda.compute import Compute
+from stda.generators import gatys
+from stda.generators.nst import NonFiniteStyleTransfer, StyleTransfer
+from stda.images import ImageSet
+
+SHARED = Path(__file__).resolve().parents[2] / "../shared"
+FLOAT32 = Compute(torch.device("cpu"), "float32", 1)
+COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (200, 50, 40)}
+COUNTS = {"blue": 9, "green": 3, "red": 4}
+
+
+def resize(images, size):
+    return np.stack([np.asarray(Image.fromarray(image).resize((size, size), Image.BOX)) for image in images])
+
+
+def large_pictures(names):
+    """The 'originals', 32 px: noisy patches in the colour of their class."""
+    found = np.zeros((len(names), 32, 32, 3), np.uint8)
+    for i, name in enumerate(names):
+        label, number = name.split("-")
+        random = np.random.default_rng(int(number))
+        colour = np.array(COLOURS[label]) + random.normal(0, 25, (8, 8, 3))
+        found[i] = np.kron(colour.clip(0, 255), np.ones((4, 4, 1)))
+    return found
+
+
+def make_set(split="train"):
+    names = [f"{label}-{i}" for label, n in COUNTS.items() for i in range(n)]
+    table = pd.DataFrame({"image_id": names, "label": [name.split("-")[0] for name in names], "split": split})
+    return ImageSet(resize(large_pictures(names), 16), table)
+
+
+@pytest.fixture(scope="module")
+def labeller():
+    return E.train_in_domain(make_set(), steps=15, seed=0, compute=FLOAT32, batch_size=16)
+
+
+def make(network, **knobs):
+    parts = {"encoder": network, "pictures": large_pictures, "resize": resize, "labeller": network}
+    return StyleTransfer(**{**parts, "compute": FLOAT32, **knobs})
+
+
+@pytest.fixture(scope="module")
+def fitted(labeller):
+    generator = make(labeller)
+    generator.fit(make_set(), seed=1)
+    return generator
+
+
+@pytest.fixture(scope="module")
+def made(fitted):
+    return fitted.generate(["green", "red", "green", "red", "green", "green"], seed=5)
+
+
+def test_table_says_where_images_come_from(made):
+    table = made.table
+    assert made.images.shape == (6, 16, 16, 3)
+    assert set(table["split"]) == {"synthetic"}
+    assert set(table["generator"]) == {"nst"}
+    assert list(table["asked_label"]) == ["green", "red", "green", "red", "green", "green"]
+    content, style = zip(*(text.split("|") for text in table["source_ids"]), strict=True)
+    assert {name.split("-")[0] for name in content} == {"blue"}  # the largest class
+    assert [name.split("-")[0] for name in style] == list(table["asked_label"])
+    assert len({name for name in style if name.startswith("green")}) == 3  # every one once before any serves again
+    assert len(set(content)) == 6
+    assert np.isfinite(table[["loss_content", "loss_style", "loss_tv"]]).all(axis=None)
+
+
+def test_pseudo_labels_are_the_labellers(made, labeller):
+    probabilities = labeller.classify(made, FLOAT32)
+    assert list(made.table["label"]) == [labeller.classes[i] for i in probabilities.argmax(axis=1)]
+    assert list(made.table["pseudo_label"]) == list(made.table["label"])
+    np.testing.assert_allclose(made.table["label_confidence"], probabilities.max(axis=1), rtol=1e-4)
+
+
+def test_style_labels_keep_the_asked_class(fitted, labeller, made):
+    generator = make(labeller, labels="style")
+    generator.fit(make_set(), seed=1)
+    styled = generator.generate(["green", "red"], seed=5)
+    assert list(styled.table["label"]) == ["green", "red"]
+    assert np.array_equal(styled.images, made.images[:2])
+    assert list(styled.table["pseudo_label"]) == list(made.table["label"][:2])
+    alone = make(labeller, labels="style", labeller=None)
+    alone.fit(make_set(), seed=1)
+    assert list(alone.generate(["red"], seed=5).table["label_confidence"]) == [1.0]
+
+
+def test_images_take_the_colour_of_their_style(made):
+    asked = np.array([COLOURS[label] for label in made.table["asked_label"]], float)
+    mean = made.images.mean(axis=(1, 2))
+    moved = np.linalg.norm(mean - COLOURS["blue"], axis=1)
+    assert (np.linalg.norm(mean - asked, axis=1) < moved).all()
+
+
+def test_every_image_can_be_made_alone(fitted, made, labeller):
+    rows = made.table.iloc[[4, 1]]
+    assert np.array_equal(fitted.regenerate(rows), made.images[[4, 1]])
+    fresh = make(labeller)  # nothing cached
+    fresh.fit(make_set(), seed=1)
+    assert np.array_equal(fresh.regenerate(made.table.iloc[[5]]), made.images[[5]])
+    shorter = fitted.generate(["green", "red"], seed=5)
+    assert np.array_equal(shorter.images, made.images[:2])
+    assert list(shorter.table["source_ids"]) == list(made.table["source_ids"][:2])
+    assert list(fitted.generate(["green", "red"], seed=6).table["source_ids"]) != list(shorter.table["source_ids"])
+    assert fitted.regenerate(made.table.iloc[:0]).shape == (0, 16, 16, 3)
+    with pytest.raises(BadInput, match="no pictures of this generator"):
+        fitted.regenerate(made.table.iloc[[0]].assign(source_ids="blue-1|red-99"))
+
+
+def test_noise_start_follows_the_image_seed(labeller):
+    generator = make(labeller, start="noise", labels="style")
+    generator.fit(make_set(), seed=1)
+    noisy = generator.generate(["red", "red"], seed=2)
+    assert np.array_equal(generator.regenerate(noisy.table.iloc[[1]]), noisy.images[[1]])
+    other = noisy.table.iloc[[1]].assign(image_seed=7)
+    assert not np.array_equal(generator.regenerate(other), noisy.images[[1]])
+
+
+def test_saved_and_opened_again(fitted, made, labeller, tmp_path):
+    fitted.save(tmp_path)
+    parts = {"encoder": labeller, "labeller": labeller, "pictures": large_pictures, "resize": resize}
+    opened = generators.load(tmp_path, **parts, compute=FLOAT32)
+    assert isinstance(opened, StyleTransfer)
+    assert opened.knobs == fitted.knobs
+    assert np.array_equal(opened.regenerate(made.table.iloc[[2]]), made.images[[2]])
+    again = opened.generate(["green", "red"], seed=5)
+    pd.testing.assert_frame_equal(again.table, made.table.iloc[:2])
+    other = E.train_in_domain(make_set(), steps=2, seed=8, compute=FLOAT32, batch_size=8)
+    with pytest.raises(BadInput, match="was made with the encoder"):
+        generators.load(tmp_path, **{**parts, "encoder": other}, compute=FLOAT32)
+    with pytest.raises(BadInput, match="given none"):
+        generators.load(tmp_path, **{**parts, "labeller": None}, compute=FLOAT32)
+
+
+def test_content_class_and_history(labeller):
+    generator = make(labeller, content_class="red")
+    history = generator.fit(make_set(), seed=1)
+    assert list(history["layer"]) == list(labeller.style_layers)
+    assert history["role"].tolist() == ["style", "style", "style", "both"]
+    pairs = [text.split("|") for text in generator.generate(["red"] * 5, seed=0).table["source_ids"]]
+    assert all(content.startswith("red") and content != style for content, style in pairs)
+
+
+def test_a_class_of_one_picture_in_its_own_class(labeller):
+    single = make_set().select(slice(0, 13))  # blue 9, green 3, red 1
+    network = E.train_in_domain(single, steps=2, seed=0, compute=FLOAT32, batch_size=8)
+    generator = make(network, content_class="red")
+    generator.fit(single, seed=0)
+    with pytest.raises(BadInput, match="only picture"):
+        generator.generate(["red"], seed=0)
+
+
+def test_a_loss_that_is_no_number_keeps_what_is_made(labeller, monkeypatch):
+    generator = make(labeller)
+    generator.fit(make_set(), seed=1)
+    original, calls = gatys.Engine.minimise, []
+
+    def third_fails(self, *args, **knobs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise gatys.NonFiniteLoss("the loss is nan at evaluation 1")
+        return original(self, *args, **knobs)
+
+    monkeypatch.setattr(gatys.Engine, "minimise", third_fails)
+    with pytest.raises(NonFiniteStyleTransfer, match=r"content blue-\d+ with style green-\d+ .*2 images") as caught:
+        generator.generate(["green"] * 4, seed=5)
+    assert len(caught.value.finished) == 2
+    assert caught.value.finished.table["pseudo_label"].notna().all()
+    calls.clear()
+    calls.extend([1, 1])
+    with pytest.raises(NonFiniteStyleTransfer) as caught:
+        generator.generate(["green"], seed=5)
+    assert len(caught.value.finished) == 0
+
+
+def test_callback_tells_progress(fitted):
+    records = []
+    fitted.generate(["red", "green"], seed=0, callback=records.append)
+    assert [(r["step"], r["steps"]) for r in records] == [(1, 2), (2, 2)]
+    assert records[0]["grid"].shape == (32, 96, 3)
+
+
+def test_what_it_refuses(labeller, fitted):
+    with pytest.raises(BadInput, match="train fold only"):
+        make(labeller).fit(ImageSet.concat(make_set(), make_set("val")), seed=0)
+    with pytest.raises(BadInput, match="need a labeller"):
+        make(labeller, labeller=None)
+    with pytest.raises(BadInput, match="labels is 'soft'"):
+        make(labeller, labels="soft")
+    with pytest.raises(BadInput, match="start is 'file'"):
+        make(labeller, start="file")
+    with pytest.raises(BadInput, match="not negative"):
+        make(labeller, style_weight=-1.0)
+    with pytest.raises(BadInput, match="content_class is 'pink'"):
+        make(labeller, content_class="pink").fit(make_set(), seed=0)
+    with pytest.raises(BadInput, match="no layer"):
+        make(labeller, content_layer="conv9_1").fit(make_set(), seed=0)
+    with pytest.raises(BadInput, match="labeller knows"):
+        make(labeller).fit(make_set().select(label=["blue", "red"]), seed=0)
+    with pytest.raises(BadInput, match="pictures gave"):
+        make(labeller, pictures=lambda names: np.zeros((len(names), 8, 8), np.uint8)).fit(make_set(), seed=0)
+    with pytest.raises(BadInput, match="call fit"):
+        make(labeller).generate(["red"], seed=0)
+    with pytest.raises(BadInput, match=r"No train picture has the label \['pink'\]"):
+        fitted.generate(["pink"], seed=0)
+    assert len(fitted.generate([], seed=0)) == 0
+
+
+@pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="../shared (real pictures and weights) is not here")
+def test_real_lesions_with_squeezenet():
+    weights = SHARED / "weights/squeezenet1_0_imagenet_deepcompression.pth"
+    encoder = E.load_encoder("squeezenet1_0", weights=str(weights))
+    folder = SHARED / "data/ham10000"
+    table = pd.read_csv(folder / "labels.csv", dtype=str).rename(columns={"dx": "label"})
+    table = table.groupby("label").head(3)[["image_id", "label"]].query("label in ['nv', 'vasc']")
+
+    def originals(names):
+        opened = (Image.open(folder / "images" / f"{name}.jpg").crop((25, 0, 175, 150)) for name in names)
+        return np.stack([np.asarray(image.resize((96, 96), Image.BICUBIC)) for image in opened])
+
+    train = ImageSet(resize(originals(table["image_id"]), 32), table.assign(split="train"))
+    generator = StyleTransfer(encoder=encoder, pictures=originals, resize=resize, labels="style", compute=FLOAT32)
+    generator.fit(train, seed=0)
+    made = generator.generate(["vasc"], seed=0)
+    content, style = originals(made.table["source_ids"].iloc[0].split("|")).mean(axis=(1, 2))
+    found = made.images.mean(axis=(0, 1, 2))
+    assert np.linalg.norm(found - style) < 0.8 * np.linalg.norm(content - style)

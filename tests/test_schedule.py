@@ -1,0 +1,107 @@
+import os
+import re
+import subprocess
+import time
+
+import pytest
+from rich.console import Console
+
+from stda import BadInput, batch, runs, schedule
+from stda.batch import Status
+from stda.runs import Job
+from stda.study import Study, project_root
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A registered study whose jobs only touch their outputs: the real Snakefile, but for its command."""
+    monkeypatch.setenv("STDA_RUNS", str(tmp_path / "all runs"))
+    monkeypatch.setenv("STDA_REPORTS", str(tmp_path / "all reports"))
+    text = (project_root() / "Snakefile").read_text()
+    fake, n = re.subn(r"COMMAND = \(?.*?\n\n", "COMMAND = 'touch {output:q}'\n\n", text, count=1, flags=re.DOTALL)
+    assert n == 1
+    (tmp_path / "Snakefile").write_text(fake)
+    real = schedule.snakemake_command
+
+    def command(*args):
+        return [str(tmp_path / "Snakefile") if word.endswith("Snakefile") else word for word in real(*args)]
+
+    monkeypatch.setattr(schedule, "snakemake_command", command)
+    one = Study()
+    runs.register(one)
+    return one
+
+
+def run(study, plan):
+    runs.register(study)
+    subprocess.run(schedule.snakemake_command(study, plan), check=True, capture_output=True)
+
+
+def changed(one, section, **values):
+    return one.model_copy(update={section: getattr(one, section).model_copy(update=values)})
+
+
+def test_only_what_a_change_affects_is_run_again(study):
+    plan = schedule.make_plan(study, cores=2)
+    assert {job.key for job in schedule.pending(study, plan)} == {job.key for job in runs.jobs(study)}
+    run(study, plan)
+    assert schedule.pending(study, plan) == []
+
+    other = changed(study, "wgan", steps=151)
+    runs.register(other)
+    expected = {f"r{r}/{key}" for r in (0, 1) for key in ("wgan", "classification/wgan", "explainability")} | {
+        "results"
+    }
+    assert {job.key for job in schedule.pending(other, plan)} == expected
+
+    other = changed(study, "results", resamples=100)
+    runs.register(other)
+    assert [job.key for job in schedule.pending(other, plan)] == ["results"]
+
+    other = changed(study, "study", replicates=3)
+    runs.register(other)
+    new = {job.key for job in schedule.pending(other, plan)}
+    assert all(key.startswith("r2/") or key == "results" for key in new)
+    assert len(new) == 15
+
+
+def test_threads_are_cores_over_jobs():
+    assert schedule.make_plan(Study(), cores=2).threads == 1
+    plan = schedule.make_plan(Study(), cores=8, jobs=2)
+    assert (plan.jobs, plan.threads) == (2, 4)
+    assert schedule.make_plan(Study(), cores=64).jobs == 16  # never more than the widest stage has
+
+
+def test_time_left_comes_from_finished_jobs_of_the_same_stage():
+    done = Status("r0/wgan", "done", seconds=120)
+    assert schedule.time_left([done, Status("r1/wgan", "waiting")], 1) == "about 2 min"
+    assert (
+        schedule.time_left([done, Status("r1/wgan", "running", started=time.time() - 115)], 1) == "less than a minute"
+    )
+    assert schedule.time_left([Status("r1/wgan", "waiting")], 1) == ""
+
+
+def test_two_runs_of_one_study_at_a_time_are_refused(study):
+    with schedule._locked(study), pytest.raises(BadInput, match="run by another process"), schedule._locked(study):
+        pass
+
+
+def test_snakemake_s_failure_is_one_sentence(study):
+    plan = schedule.make_plan(study, cores=2)
+    broken = schedule.Plan(2, 2, extra=("--no-such-option",))
+    assert plan.keep_going
+    with pytest.raises(BadInput, match="could not plan"):
+        schedule.pending(study, broken)
+
+
+def test_the_console_tells_of_failures(study, monkeypatch, tmp_path):
+    job = Job("results")
+    batch.write_status(study, Status(job.key, "failed", seconds=3.0, error="Run notebook [01] first.", started=1.0))
+    with open(tmp_path / "said", "w") as file:
+        console = Console(file=file, width=100)
+        with schedule._progress(console) as bar:
+            schedule._update(study, schedule.Plan(2, 2), [job], bar, bar.add_task("x", total=1, note=""), set())
+    said = (tmp_path / "said").read_text()
+    assert "failed results in 3 s" in said
+    assert "Run notebook [01] first." in said
+    assert os.path.exists(batch.status_path(study, job))
