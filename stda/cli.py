@@ -136,7 +136,10 @@ def _checked(name: str, data_root: str, console: Console) -> studies.Study:
     with console.status(f"reading the images of {d.source}"):
         images = load_images(
             *(d.source, d.root),
-            size=d.image_size, classes=d.classes, n_images=d.n_images, seed=wanted.study.seed,
+            size=d.image_size,
+            classes=d.classes,
+            n_images=d.n_images,
+            seed=wanted.study.seed,
             skip_unreadable=d.skip_unreadable,
             cache_dir=runs.runs_root() / "cache",
         )
@@ -154,7 +157,9 @@ def _print_plan(study: studies.Study, plan: object, console: Console) -> None:
     todo = schedule.pending(study, plan)
     for planned in todo:
         console.print(f"would run {planned.key}", highlight=False)
-    console.print(f"{len(todo)} of {len(runs.jobs(study))} jobs, {plan.jobs} side by side, {plan.threads} threads each.")
+    console.print(
+        f"{len(todo)} of {len(runs.jobs(study))} jobs, {plan.jobs} side by side, {plan.threads} threads each."
+    )
 
 
 def _last_root(name: str) -> str:

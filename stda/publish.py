@@ -25,7 +25,7 @@ TITLES = {
 }
 FILES = ("metrics.csv", "verdict.json", "arms.json")
 LICENCES = {
-    "phantom": "The phantom images are drawn by this project and show no patient; they prove the machinery, not medicine.",
+    "phantom": "The phantom images are drawn by this project, show no patient, and prove the machinery, not medicine.",
     "ham10000": "HAM10000 (Tschandl, Rosendahl, Kittler 2018, doi:10.7910/DVN/DBW86T) is CC BY-NC 4.0: attribution, no "
     "commercial use. This report holds pictures of it.",
     "dermamnist": "DermaMNIST (MedMNIST) derives from HAM10000 and is CC BY-NC 4.0: attribution, no commercial use.",

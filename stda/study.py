@@ -22,7 +22,7 @@ GENERATORS = ("nst", "dcgan", "wgan", "pggan")
 NOTEBOOKS = {stage: f"{number:02d}_{stage}" for number, stage in enumerate(STAGES, start=1)}
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
-Ratio = Field(1.0, gt=0, le=100, description="synthetic images per real training image of every class but the largest")
+Ratio = Field(0.5, gt=0, le=100, description="synthetic images per real training image of every class but the largest")
 Latent = Field(100, ge=1, le=4096, description="length of the latent vector")
 Batch = Field(64, ge=2, le=65536, description="images per step")
 
@@ -95,7 +95,7 @@ class DcganSection(Section):
     )
     width: int = Field(16, ge=4, le=512, description="channels of the widest feature map")
     latent: int = Latent
-    steps: int = Field(150, ge=1, description="generator updates (per class in mode per-class)")
+    steps: int = Field(1200, ge=1, description="generator updates, shared out evenly among the models")
     batch_size: int = Batch
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Adam's rate")
 
@@ -104,13 +104,14 @@ class WganSection(Section):
     """04_wgan."""
 
     ratio: float = Ratio
-    width: int = Field(16, ge=4, le=512, description="channels d of the widest feature map; the narrowest has 8 d")
-    latent: int = Field(128, ge=2, le=4096, description="length of the latent; its first entries are the one-hot label")
-    steps: int = Field(150, ge=1, description="generator updates")
-    batch_size: int = Batch
-    learning_rate: float = Field(1e-4, gt=0, lt=1, description="Adam's rate")
-    n_critic: int = Field(5, ge=1, le=100, description="critic updates per generator update")
+    width: int = Field(8, ge=4, le=512, description="channels d of the widest map (paper: 64); the narrowest has 8 d")
+    latent: int = Field(32, ge=2, le=4096, description="latent entries (paper: 128); the first are the one-hot label")
+    steps: int = Field(350, ge=1, description="generator updates")
+    batch_size: int = Field(32, ge=2, le=65536, description="images per step (paper: 64)")
+    learning_rate: float = Field(1.5e-3, gt=0, lt=1, description="Adam's rate (paper: 1e-4, for far longer runs)")
+    n_critic: int = Field(2, ge=1, le=100, description="critic updates per generator update (paper: 5)")
     penalty_weight: float = Field(10.0, ge=0, description="weight of the gradient penalty")
+    class_weight: float = Field(2.0, gt=0, description="weight of the class head's cross-entropy (paper: 1)")
     sampling: Literal["balanced", "empirical"] = Field("balanced", description="how often each class is drawn")
 
 
@@ -118,11 +119,13 @@ class PgganSection(Section):
     """05_pggan."""
 
     ratio: float = Ratio
-    max_channels: int = Field(64, ge=8, le=512, description="channels of the lowest resolutions")
-    latent: int = Field(128, ge=2, le=4096, description="length of the latent vector")
-    steps: int = Field(600, ge=1, description="steps over all resolutions, stabilising and fading")
-    batch_size: int = Field(32, ge=4, le=65536, description="images per step")
-    learning_rate: float = Field(1e-3, gt=0, lt=1, description="Adam's rate")
+    max_channels: int = Field(24, ge=8, le=512, description="channels of the lowest resolutions (paper: 512)")
+    latent: int = Field(32, ge=2, le=4096, description="length of the latent vector (paper: 512)")
+    steps: int = Field(900, ge=1, description="steps over all resolutions, stabilising and fading")
+    batch_size: int = Field(16, ge=4, le=65536, description="images per step")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="Adam's rate (paper: 1e-3, for far longer runs)")
+    class_weight: float = Field(2.0, gt=0, description="weight of the class loss on real images and of the generator's")
+    fake_class_weight: float = Field(0.0, ge=0, description="weight of the critic's class loss on its fakes (paper: 1)")
     sampling: Literal["balanced", "empirical"] = Field("balanced", description="how often each class is drawn")
 
 
@@ -133,7 +136,7 @@ class Arm(Section):
     synthetic: Literal["none", "oversample", "nst", "dcgan", "wgan", "pggan"] = Field(
         "none", description="where the added images come from; oversample: duplicates of real ones"
     )
-    ratio: float = Field(1.0, gt=0, le=100, description="added images per real one of every class but the largest")
+    ratio: float = Field(0.5, gt=0, le=100, description="added images per real one of every class but the largest")
     augment: Literal["none", "classic"] = Field("classic", description="classic: flips, rotations, zoom, colour")
     sampler: Literal["shuffle", "balanced"] = Field(
         "balanced", description="balanced: every class is drawn equally often"
@@ -163,7 +166,7 @@ class ClassificationSection(Section):
     weights: str = Field("none", description="none: from scratch; cache: torchvision's cache; else a weights file")
     steps: int = Field(300, ge=1, description="optimiser updates, the same for every arm")
     batch_size: int = Field(64, ge=2, le=65536, description="images per step")
-    learning_rate: float = Field(1e-3, gt=0, lt=1, description="peak of the one-cycle schedule")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak of the one-cycle schedule")
     arms: tuple[Arm, ...] = Field(DEFAULT_ARMS, min_length=1, strict=False, description="the arms that are compared")
 
 

@@ -10,7 +10,10 @@ from stda import batch, runs
 from stda.study import NOTEBOOKS, Study, project_root
 
 PATHS = sorted((project_root() / "notebooks").glob("*.ipynb"))
-FIGURES = "class_counts class_sheet grid loss_curves effects arms recall_heatmap perturbation_curves attribution_grid confusion"
+FIGURES = (
+    "class_counts class_sheet grid training_grids loss_curves effects arms recall_heatmap perturbation_curves "
+    "attribution_grid confusion"
+)
 
 
 def cells(path, kind=None):

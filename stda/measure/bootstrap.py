@@ -150,9 +150,9 @@ def pooled_spreads(values: np.ndarray) -> tuple[Spread, Spread] | None:
     """Return the pooled spread of one arm's value and of the difference of two arms, from ``(R, A)`` values.
 
     The analysis of variance of a randomised block design: replicates are the blocks, arms the treatments.  A difference
-    has twice the residual mean square, which has (R - 1)(A - 1) degrees of freedom; **half** of them are granted, because
-    arms need not vary alike (see :mod:`stda.measure.verdict` for what simulations say).  One arm's value adds the
-    blocks' mean square, with Satterthwaite's degrees of freedom.  None with fewer than two complete replicates or
+    has twice the residual mean square, which has (R - 1)(A - 1) degrees of freedom; **half** of them are granted,
+    because arms need not vary alike (see :mod:`stda.measure.verdict` for what simulations say).  One arm's value adds
+    the blocks' mean square, with Satterthwaite's degrees of freedom.  None with fewer than two complete replicates or
     three arms, where pooling gains nothing.
     """
     complete = values[np.isfinite(values).all(1)]

@@ -106,7 +106,7 @@ def test_recall_heatmap_writes_every_number(shown):
     show.recall_heatmap(
         pd.DataFrame([[0.1, np.nan], [0.9, 1.0]], index=["none", "nst"], columns=["MEL", "NV"]), alt=ALT
     )
-    assert [t.get_text() for t in shown[0].axes[0].texts] == ["0.10", "–", "0.90", "1.00"]
+    assert [t.get_text() for t in shown[0].axes[0].texts] == ["0.10", "0.90", "1.00"]  # a missing value stays blank
 
 
 def test_perturbation_curves_average_over_images(shown):

@@ -155,7 +155,27 @@ def verdict_sentence(verdicts: pd.DataFrame) -> str:
     return "; ".join(said)
 
 
-def conclusion(verdicts: pd.DataFrame, arms: pd.DataFrame, *, smallest_effect: float, confidence: float) -> str:
+def interval_rows(arms: pd.DataFrame) -> pd.DataFrame:
+    """Turn the wide :func:`stda.measure.arm_table` into rows of arm, metric, mean, low and high, for scripts."""
+    metrics = [column.removesuffix("_low") for column in arms.columns if column.endswith("_low")]
+    parts = [
+        arms[["arm", m, f"{m}_low", f"{m}_high"]].set_axis(["arm", "mean", "low", "high"], axis=1).assign(metric=m)
+        for m in metrics
+    ]
+    return pd.concat(parts, ignore_index=True)[["arm", "metric", "mean", "low", "high"]]
+
+
+def interval_texts(arms: pd.DataFrame, *, digits: int = 3) -> pd.DataFrame:
+    """Put mean and interval of :func:`stda.measure.arm_table` into one column per metric, for readers."""
+    metrics = [column.removesuffix("_low") for column in arms.columns if column.endswith("_low")]
+    table = arms[["arm", "kind", "replicates"]].copy()
+    for m in metrics:
+        cells = zip(arms[m], arms[f"{m}_low"], arms[f"{m}_high"], strict=True)
+        table[m.replace("_", " ")] = [f"{v:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for v, low, high in cells]
+    return table
+
+
+def conclusion(verdicts: pd.DataFrame, *, smallest_effect: float) -> str:
     """Return the conclusion of a study in a few sentences, every number computed."""
     if verdicts.empty:
         return "No arm with synthetic images was run, so there is nothing to judge: run notebook 06 for such an arm."
@@ -163,13 +183,13 @@ def conclusion(verdicts: pd.DataFrame, arms: pd.DataFrame, *, smallest_effect: f
     words = [f"The best way to train without synthetic images, chosen on the validation fold, is arm {baseline}."]
     for row in verdicts.itertuples():
         words.append(
-            f"Arm {row.arm} changes {metric} by {row.difference:+.3f} ({confidence:.0%} interval {row.low:+.3f} to "
+            f"Arm {row.arm} changes {metric} by {row.difference:+.3f} ({row.level:.1%} interval {row.low:+.3f} to "
             f"{row.high:+.3f}): {row.verdict}."
         )
     undecided = verdicts[verdicts["verdict"] == "undecided"]
     if len(undecided):
         words.append(
-            f"{len(undecided)} of {len(verdicts)} arms are undecided at a smallest effect of {smallest_effect}: that is "
-            "missing evidence, not evidence of no effect."
+            f"{len(undecided)} of {len(verdicts)} arms are undecided at a smallest effect of {smallest_effect}: "
+            "that is missing evidence, not evidence of no effect."
         )
     return " ".join(words)
