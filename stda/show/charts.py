@@ -59,6 +59,7 @@ def loss_curves(
                 _curve(ax, rows, name, x=x, smooth=smooth, label=_joined(str(group), name, len(names)), i=i)
                 i += 1
         ax.set_xlabel(x if x in history else "record")
+        ax.yaxis.set_major_formatter("{x:.3g}")  # the full number at each tick: a "1e6" on top would hit the legend
         ax.set_title(title, loc="left", fontweight="bold", pad=6 + 15 * -(-i // (4 if len(panels) == 1 else 2)))
         legend_above(ax, columns=4 if len(panels) == 1 else 2)
     show(fig, alt=alt, caption=caption)

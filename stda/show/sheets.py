@@ -24,7 +24,7 @@ def class_sheet(
     images: ImageSet,
     *,
     alt: str,
-    per_class: int = 12,
+    per_class: int = 10,
     column: str = "label",
     caption: str = "",
     zoom: int | None = None,

@@ -66,6 +66,8 @@ def html_table(cells: Mapping[str, list[str]], numeric: Mapping[str, bool], capt
         "<tr>" + "".join(f"<td{right[n]}>{html.escape(c)}</td>" for n, c in zip(cells, row, strict=True)) + "</tr>"
         for row in rows
     )
+    if not body:
+        body = f'<tr><td colspan="{len(cells)}">none</td></tr>'
     return (
         f'<table class="stda-table">\n<caption>{html.escape(caption)}</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
