@@ -1,0 +1,113 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from stda import BadInput, measure, runs
+from stda.runs import Job
+from stda.study import Study
+
+CLASSES = ["a", "b"]
+
+
+@pytest.fixture(autouse=True)
+def roots(tmp_path, monkeypatch):
+    monkeypatch.setenv("STDA_RUNS", str(tmp_path))
+
+
+def finish(job, headline="x", **facts):
+    """Finish a stage folder of the quick study by hand and return it still open."""
+    study = Study()
+    known = {arm.arm for arm in study.classification.arms}
+    values = runs.parameters(
+        study, job if job.arm in known or not job.arm else Job(job.stage, job.replicate, "balanced")
+    )
+    run = runs.begin(job.stage, {**values, **({"arm": job.arm} if job.arm else {})})
+    if job.stage == "classification":
+        rng = np.random.default_rng(len(job.key))
+        n = 40
+        split = np.where(np.arange(n) < 20, "val", "test")
+        table = pd.DataFrame({"image_id": [f"{i:02d}" for i in range(n)], "group": [f"g{i}" for i in range(n)]})
+        table = table.assign(
+            split=split, label=np.resize(CLASSES, n), predicted=rng.choice(CLASSES, n), p_a=0.5, p_b=0.5
+        )
+        table.to_csv(run.path("predictions.csv"), index=False)
+    if job.stage == "wgan":
+        pd.DataFrame({"set": ["wgan"], "kid": [0.1 + job.replicate]}).to_csv(run.path("fidelity.csv"), index=False)
+    run.finish(headline=headline, **facts)
+
+
+def collect():
+    return measure.collect(runs.begin("results", runs.parameters(Study(), Job("results"))))
+
+
+def test_nothing_trained_tells_what_to_run():
+    with pytest.raises(BadInput, match=r"Run notebooks/06_classification\.ipynb first"):
+        collect()
+
+
+def test_predictions_arms_and_what_is_missing():
+    for r in (0, 1):
+        finish(Job("wgan", r), images=10)
+        for arm in ("balanced", "wgan"):
+            finish(Job("classification", r, arm), updates=300)
+    finish(Job("classification", 2, "balanced"), updates=300)  # a replicate that lacks an arm cannot be paired
+    found = collect()
+    assert found.synthetic == ["wgan"]
+    assert found.predictions.groupby(["replicate", "arm"]).size().to_dict() == {
+        (r, arm): 40 for r in (0, 1) for arm in ("balanced", "wgan")
+    }
+    assert found.fidelity["kid"].tolist() == [pytest.approx(0.6)]
+    assert "replicate 2" in found.not_run["what"].tolist()
+    assert {"nst", "dcgan", "pggan"} <= set(found.not_run["what"])
+    assert found.updates["updates"].eq(300).all()
+    costs = measure.cost_table(found.manifests, arms=found.arms).set_index("what")
+    generator = costs.loc["wgan", "seconds"]
+    arm = costs.loc["arm wgan"]
+    assert arm["seconds with generator"] == pytest.approx(arm["seconds"] + generator)
+    assert costs.loc["arm balanced", "seconds with generator"] == costs.loc["arm balanced", "seconds"]
+
+
+def test_left_overs_that_the_registered_params_do_not_plan_stay_out():
+    runs.register(Study())
+    finish(Job("classification", 0, "balanced"), updates=1)
+    finish(Job("classification", 0, "classic2"), updates=1)
+    found = collect()
+    assert found.predictions["arm"].unique().tolist() == ["balanced"]
+    left_out = found.not_run[found.not_run["why"].str.startswith("left out")]
+    assert left_out["what"].tolist() == ["r0/classification/classic2"]
+    assert "r1/data" in found.not_run["what"].tolist()
+
+
+def test_no_complete_replicate_is_one_sentence():
+    finish(Job("classification", 0, "balanced"), updates=1)
+    finish(Job("classification", 1, "wgan"), updates=1)
+    with pytest.raises(BadInput, match="No replicate has all of the arms"):
+        collect()
+
+
+def test_registration_is_shown():
+    finish(Job("classification", 0, "balanced"), updates=1)
+    assert "never" in collect().registered["time"].iloc[0]
+    runs.register(Study())
+    assert collect().registered["smallest_effect"].tolist() == [0.02]
+
+
+def test_intervals_for_scripts_and_for_readers():
+    arms = pd.DataFrame({"arm": ["x"], "kind": ["real"], "replicates": [2], "macro_f1": [0.5]})
+    arms = arms.assign(macro_f1_low=0.4, macro_f1_high=0.6)
+    assert measure.interval_rows(arms).to_dict("records") == [
+        {"arm": "x", "metric": "macro_f1", "mean": 0.5, "low": 0.4, "high": 0.6}
+    ]
+    assert measure.interval_texts(arms)["macro f1"].tolist() == ["0.500 [0.400, 0.600]"]
+
+
+def test_conclusion_names_every_arm_with_its_numbers():
+    row = {"arm": "wgan", "baseline": "balanced", "metric": "macro_f1", "difference": 0.031, "level": 0.95}
+    verdicts = pd.DataFrame([{**row, "low": -0.01, "high": 0.07, "verdict": "undecided"}])
+    text = measure.conclusion(verdicts, smallest_effect=0.02)
+    assert "arm balanced" in text
+    assert "+0.031 (95.0% interval -0.010 to +0.070): undecided" in text
+    assert measure.verdict_sentence(verdicts) == "wgan undecided"
+    empty = verdicts.iloc[:0]
+    assert "nothing to judge" in measure.conclusion(empty, smallest_effect=0.02)
+    assert "no verdict" in measure.verdict_sentence(empty)

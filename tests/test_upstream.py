@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from stda import BadInput, compute, data, encoders, runs, upstream
+from stda.images import ImageSet
+from stda.runs import Job
+from stda.study import Study
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A finished data stage of a small phantom, and its images."""
+    monkeypatch.setenv("STDA_RUNS", str(tmp_path))
+    values = {**runs.parameters(Study(), Job("data", 0)), "n_images": 100, "image_size": 16}
+
+    def make(**change):
+        run = runs.begin("data", {**values, **change})
+        images = data.load("phantom", size=16, n_images=100)
+        folds = data.split(images.table, val_fraction=0.2, test_fraction=0.3, seed=0)
+        images = ImageSet(images.images, images.table.assign(split=folds))
+        images.save(run.dir)
+        machine = compute.setup("float32")
+        network = encoders.train_in_domain(images.select(split="train"), steps=2, seed=0, compute=machine)
+        encoders.save_in_domain(network, run.folder("in_domain"))
+        return run.finish(headline="x"), images, network
+
+    return make
+
+
+def test_the_encoder_that_the_data_stage_chose(folder):
+    where, _, network = folder()
+    found = upstream.study_encoder(where)
+    assert found.provenance["sha256"] == network.provenance["sha256"]
+
+
+def test_missing_weights_are_an_error_with_the_remedy(folder, tmp_path):
+    where, _, _ = folder(encoder="squeezenet1_0", encoder_weights=str(tmp_path / "nowhere.pth"))
+    with pytest.raises(BadInput, match=r"nowhere\.pth"):
+        upstream.study_encoder(where)
+
+
+def test_pictures_are_those_of_the_set_at_another_size(folder):
+    where, images, _ = folder()
+    ids = images.table["image_id"].tolist()[:3]
+    np.testing.assert_array_equal(upstream.picture_reader(where, size=16)(ids), images.images[:3])
+    assert upstream.picture_reader(where, size=48)(ids).shape == (3, 48, 48, 3)
