@@ -27,7 +27,7 @@ test: .venv/.installed
 	rm -rf "$(OUT)"
 	STDA_RUNS="$(CURDIR)/$(OUT)/runs" STDA_REPORTS="$(CURDIR)/$(OUT)/reports" $(PY) -m stda run ci --cores 2
 	cp -r "$(OUT)/runs" "$(OUT)/runs-nbval"
-	STDA_RUNS="$(CURDIR)/$(OUT)/runs-nbval" STDA_REPORTS="$(CURDIR)/$(OUT)/reports-nbval" STDA_BATCH=1 STDA_THREADS=1 \
+	STDA_RUNS="$(CURDIR)/$(OUT)/runs-nbval" STDA_REPORTS="$(CURDIR)/$(OUT)/reports-nbval" STDA_BATCH=1 STDA_THREADS=1 OMP_NUM_THREADS=1 \
 	    $(PY) -m pytest -c pyproject.toml --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-kernel-name python3 -p no:cacheprovider "$(OUT)/reports/ci"
 	STDA_RUNS="$(CURDIR)/$(OUT)/runs-lax" STDA_REPORTS="$(CURDIR)/$(OUT)/reports-lax" STDA_BATCH=1 \
 	    $(PY) -m pytest -c pyproject.toml --nbval-lax --nbval-kernel-name python3 -p no:cacheprovider notebooks

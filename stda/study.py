@@ -122,7 +122,7 @@ class PgganSection(Section):
     max_channels: int = Field(24, ge=8, le=512, description="channels of the lowest resolutions (paper: 512)")
     latent: int = Field(32, ge=2, le=4096, description="length of the latent vector (paper: 512)")
     steps: int = Field(900, ge=1, description="steps over all resolutions, stabilising and fading")
-    batch_size: int = Field(16, ge=4, le=65536, description="images per step")
+    batch_size: int = Field(16, ge=4, multiple_of=4, description="images per step; a multiple of 4, the stddev group")
     learning_rate: float = Field(2e-3, gt=0, lt=1, description="Adam's rate (paper: 1e-3, for far longer runs)")
     class_weight: float = Field(2.0, gt=0, description="weight of the class loss on real images and of the generator's")
     fake_class_weight: float = Field(0.0, ge=0, description="weight of the critic's class loss on its fakes (paper: 1)")

@@ -14,9 +14,9 @@ from stda.show.charts import (
 from stda.show.figures import PALETTE, attribution_grid, figure, grid, mosaic, show
 from stda.show.progress import progress
 from stda.show.render import render_notebook
-from stda.show.sheets import Watch, class_sheet, confusion, text, training_grids, wanted_counts
+from stda.show.sheets import Watch, class_sheet, confusion, training_grids, wanted_counts
 from stda.show.site import build_index
-from stda.show.tables import table
+from stda.show.tables import table, text
 
 __all__ = [
     "PALETTE",

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stda import BadInput
 from stda.show.figures import GREY, INK, PALETTE, figure, show
+from stda.show.tables import text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,8 +97,11 @@ def effects(
     """Show each arm's paired difference to the baseline with its interval, the smallest effect as a band, the verdict.
 
     ``verdicts`` has arm, baseline, metric, difference, low, high, verdict (as verdict.json); ``metric`` picks one
-    (default: the first row's).  Differences are in units of the metric.
+    (default: the first row's).  Differences are in units of the metric.  Without any verdict a sentence says so.
     """
+    if not len(verdicts):
+        text("No arm with synthetic images was run, so there is no difference to draw.")
+        return
     show(effects_figure(verdicts, smallest_effect=smallest_effect, metric=metric), alt=alt, caption=caption)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,13 +10,6 @@ import pandas as pd
 from stda.images import ImageSet
 from stda.show.charts import recall_heatmap
 from stda.show.figures import grid
-
-
-def text(words: str) -> None:
-    """Display a computed paragraph, as HTML and as plain text."""
-    from IPython.display import display
-
-    display({"text/html": f'<p class="stda-text">{html.escape(words)}</p>', "text/plain": words}, raw=True)
 
 
 def class_sheet(

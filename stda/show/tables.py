@@ -27,6 +27,13 @@ def table(frame: pd.DataFrame, *, caption: str, digits: int | Mapping[str, int] 
     )
 
 
+def text(words: str) -> None:
+    """Display a computed paragraph, as HTML and as plain text."""
+    from IPython.display import display
+
+    display({"text/html": f'<p class="stda-text">{html.escape(words)}</p>', "text/plain": words}, raw=True)
+
+
 def formatted(
     frame: pd.DataFrame, *, digits: int | Mapping[str, int] = 3, index: bool = False
 ) -> tuple[dict[str, list[str]], dict[str, bool]]:

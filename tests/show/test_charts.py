@@ -127,3 +127,10 @@ def test_reliability_against_a_plain_count(shown):
     for k, y in enumerate(line.get_ydata()):
         inside = (sure >= k / 5) & ((sure < (k + 1) / 5) | (k == 4))
         assert y == pytest.approx(hit[inside].mean())
+
+
+def test_effects_without_any_verdict_say_so(monkeypatch):
+    said = []
+    monkeypatch.setattr(charts, "text", said.append)
+    show.effects(pd.DataFrame(columns=["arm", "difference", "low", "high"]), smallest_effect=0.02, alt=ALT)
+    assert "No arm with synthetic images" in said[0]
