@@ -8,19 +8,17 @@ from pathlib import Path
 from stda import data, runs
 from stda.batch import notebook_path
 from stda.runs import Job
-from stda.study import NOTEBOOKS, validate
+from stda.study import NOTEBOOKS, load
 
-options = {"threads": 1, "timeout": 0, **config.pop("batch", {})}
-config.setdefault("name", Path(workflow.configfiles[0]).stem)
-STUDY = validate(dict(config), where=str(workflow.configfiles[0]))
+options = {"threads": 1, "timeout": 0, **config.get("batch", {})}
+STUDY = load(workflow.configfiles[0])
 FOLDER = runs.runs_root() / STUDY.name
 REPORTS = runs.reports_root() / STUDY.name
 RESOLVED = FOLDER / "study.json"
-if not RESOLVED.is_file():
-    runs.register(STUDY)
+runs.register(STUDY)
 
 
-# paths are relative to --directory runs/<study>; ../ keeps STDA_RUNS movable
+# stage folders are relative to --directory, which is runs/<study>; reports are absolute
 def manifest(job: Job) -> str:
     return f"{job.key}/manifest.json"
 

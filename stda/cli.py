@@ -145,9 +145,28 @@ def _checked(name: str, data_root: str, console: Console) -> studies.Study:
         )
         split(images.table, val_fraction=d.val_fraction, test_fraction=d.test_fraction, seed=wanted.study.seed)
     console.print(f"{len(images)} images of {len(images.classes)} classes at {d.image_size} px.", highlight=False)
+    _check_choices(wanted, images.classes)
     for reason in skipped(images):
         console.print(f"skipped {reason}", highlight=False, markup=False)
     return wanted
+
+
+def _check_choices(study: studies.Study, classes: list[str]) -> None:
+    """Check what needs the data or the disk to be known: a class that is named, files of weights."""
+    content = study.nst.content_class
+    if content and content not in classes:
+        raise BadInput(f"nst.content_class is '{content}', but the data has {', '.join(classes)}; choose one of these.")
+    for key, path in (("data.encoder_weights", study.data.encoder_weights), ("classification.weights", _file(study))):
+        if path and not Path(path).is_file():
+            raise BadInput(
+                f"{key} is {path}, which is not there: give the file's path, "
+                f"or choose {'encoder: in-domain' if key.startswith('data') else 'weights: none'}."
+            )
+
+
+def _file(study: studies.Study) -> str:
+    weights = study.classification.weights
+    return "" if weights in ("none", "cache") else weights
 
 
 def _print_plan(study: studies.Study, plan: object, console: Console) -> None:

@@ -98,6 +98,28 @@ def test_check_refuses_a_class_with_a_single_group(project, monkeypatch, capsys)
     assert "lonely" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("nst", {"content_class": "c"}, "nst.content_class is 'c', but the data has a, b"),
+        ("data", {"encoder": "vgg16", "encoder_weights": "no/such.pth"}, "no/such.pth, which is not there"),
+        ("classification", {"weights": "no/such.pth"}, "choose weights: none"),
+    ],
+)
+def test_check_names_choices_that_the_data_or_the_disk_does_not_have(
+    project, monkeypatch, capsys, section, values, said
+):
+    import yaml
+
+    folder_study(project)
+    path = project / "params" / "mine.yaml"
+    content = yaml.safe_load(path.read_text())
+    content.setdefault(section, {}).update(values)
+    path.write_text(yaml.safe_dump(content))
+    assert call(monkeypatch, "check", "mine", "--data", str(make_folder(project / "pictures"))) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_check_refuses_an_unwritable_run_folder(project, monkeypatch, capsys):
     folder_study(project)
     root = make_folder(project / "pictures")
