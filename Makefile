@@ -23,7 +23,7 @@ study: .venv/.installed
 test: .venv/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 	rm -rf "$(OUT)"
 	STDA_RUNS="$(CURDIR)/$(OUT)/runs" STDA_REPORTS="$(CURDIR)/$(OUT)/reports" $(PY) -m stda run ci --cores 2
 	cp -r "$(OUT)/runs" "$(OUT)/runs-nbval"

@@ -91,6 +91,8 @@ def _exporter(page: dict[str, Any]) -> HTMLExporter:
     exporter = HTMLExporter(
         config=config, extra_template_basedirs=[str(Path(__file__).parent)], template_name="html", embed_images=True
     )
+    # a saved notebook holds every flush as an output of its own: join them, or a log of an hour is a thousand folds
+    exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
     page["highlight_css"] = HtmlFormatter(style="default").get_style_defs(".highlight")
     # a global, because the exporter copies its resources and would lose the headings that the filter collects
     exporter.environment.globals["page"] = page

@@ -146,3 +146,12 @@ def test_mathml_says_when_it_cannot():
 def test_redrawn_bars_keep_their_last_state():
     parts = split_stream("start\n 10%|#  |\r 50%|## |\r100%|###|\nend\r\n")
     assert parts == {"log": "100%|###|", "text": "start\nend"}
+
+
+def test_a_log_saved_in_many_pieces_is_one_fold(tmp_path):
+    pieces = [new_output("stream", name="stderr", text=f"progress | WGAN | {i}/9\n") for i in range(9)]
+    nbformat.write(new_notebook(cells=[cell("train()", *pieces)]), tmp_path / "x.ipynb")
+    render_notebook(tmp_path / "x.ipynb", tmp_path / "x.html", title="x")
+    page = (tmp_path / "x.html").read_text()
+    assert page.count("Progress log") == 1
+    assert "8/9" in page
