@@ -15,7 +15,10 @@ STUDY = load(workflow.configfiles[0])
 FOLDER = runs.runs_root() / STUDY.name
 REPORTS = runs.reports_root() / STUDY.name
 RESOLVED = FOLDER / "study.json"
-runs.register(STUDY)
+
+
+onstart:  # not in a dry run
+    runs.register(STUDY)
 
 
 # stage folders are relative to --directory, which is runs/<study>; reports are absolute
@@ -64,6 +67,7 @@ rule data:
         key="r{replicate}/data",
         values=values("data"),
         source=data.fingerprint(STUDY.data.source, STUDY.data.root),
+        weights=data.file_digest(STUDY.data.encoder_weights),
     shell:
         COMMAND
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import re
@@ -165,13 +166,16 @@ def _execute(notebook: Path, output: Path, values: dict[str, Any], timeout: int)
         )
     except papermill.PapermillExecutionError as error:
         text = " ".join(ANSI.sub("", str(error.evalue)).split())
+        system = re.match(r"\[Errno (\d+)\] ([^:]+)", text)
+        if system and int(system[1]) in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            return str(runs.unwritable(runs.runs_root(), OSError(int(system[1]), system[2])))
         return text if error.ename == "BadInput" else f"cell {error.exec_count}: {error.ename}: {text}"
     except DeadKernelError:
         return "the kernel died, most often because memory ran out: use a smaller batch_size or image_size"
     except CellTimeoutError:
         return f"a cell took longer than {timeout} s: raise --timeout or lower the steps"
     except OSError as error:
-        return f"{error.strerror or error}: {error.filename or output}"
+        return str(runs.unwritable(Path(error.filename or output), error))
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ from stda import study as studies
 from stda.runs import Job
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+CORES = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)  # macOS has no affinity
 StudyName = Annotated[str, typer.Argument(help="name of a file in params/ (without .yaml), or its path")]
 DataRoot = Annotated[str, typer.Option("--data", help="folder of the images; replaces data.root of the study")]
 
@@ -24,7 +28,7 @@ DataRoot = Annotated[str, typer.Option("--data", help="folder of the images; rep
 def run(
     study: StudyName,
     data: DataRoot = "",
-    cores: Annotated[int, typer.Option(min=1, help="CPU cores to use")] = len(os.sched_getaffinity(0)),
+    cores: Annotated[int, typer.Option(min=1, help="CPU cores to use")] = CORES,
     jobs: Annotated[int, typer.Option(min=0, help="notebooks side by side; 0: one per core")] = 0,
     timeout: Annotated[int, typer.Option(min=0, help="seconds that one cell may take; 0: no limit")] = 0,
     keep_going: Annotated[bool, typer.Option(help="go on with what does not depend on a failed job")] = True,
@@ -146,6 +150,8 @@ def _checked(name: str, data_root: str, console: Console) -> studies.Study:
         split(images.table, val_fraction=d.val_fraction, test_fraction=d.test_fraction, seed=wanted.study.seed)
     console.print(f"{len(images)} images of {len(images.classes)} classes at {d.image_size} px.", highlight=False)
     _check_choices(wanted, images.classes)
+    if "warning" in images.table.attrs:
+        console.print(images.table.attrs["warning"], style="yellow", highlight=False, markup=False)
     for reason in skipped(images):
         console.print(f"skipped {reason}", highlight=False, markup=False)
     return wanted
@@ -156,23 +162,36 @@ def _check_choices(study: studies.Study, classes: list[str]) -> None:
     content = study.nst.content_class
     if content and content not in classes:
         raise BadInput(f"nst.content_class is '{content}', but the data has {', '.join(classes)}; choose one of these.")
-    for key, path in (("data.encoder_weights", study.data.encoder_weights), ("classification.weights", _file(study))):
-        if path and not Path(path).is_file():
+    for name in ("dcgan", "wgan"):
+        section, least = getattr(study, name), {"dcgan": "steps", "wgan": "latent"}[name]
+        if name in study.generators and getattr(section, least) <= len(classes):
             raise BadInput(
-                f"{key} is {path}, which is not there: give the file's path, "
-                f"or choose {'encoder: in-domain' if key.startswith('data') else 'weights: none'}."
+                f"{name}.{least} is {getattr(section, least)}; with {len(classes)} classes it must be larger."
             )
+    if study.results.metric in ("sensitivity", "specificity") and len(classes) != 2:
+        raise BadInput(
+            f"results.metric is '{study.results.metric}', which needs two classes; the data has {len(classes)}."
+        )
+    _check_weights("data.encoder_weights", study.data.encoder, study.data.encoder_weights or "cache", "in-domain")
+    _check_weights("classification.weights", study.classification.network, study.classification.weights, "vgg8")
 
 
-def _file(study: studies.Study) -> str:
-    weights = study.classification.weights
-    return "" if weights in ("none", "cache") else weights
+def _check_weights(key: str, network: str, weights: str, without: str) -> None:
+    """Raise when a file of weights, given or in torchvision's cache, is not there; ``without`` is a network without."""
+    if network == without or weights == "none":
+        return
+    if weights == "cache":
+        from stda.encoders import cached_weights
+
+        weights = str(cached_weights(network))
+    if not Path(weights).is_file():
+        remedy = "encoder: in-domain" if key.startswith("data") else "weights: none"
+        raise BadInput(f"{key} of {network}: {weights} is not there; give the path of the file, or choose {remedy}.")
 
 
 def _print_plan(study: studies.Study, plan: object, console: Console) -> None:
     from stda import schedule
 
-    runs.register(study)
     todo = schedule.pending(study, plan)
     for planned in todo:
         console.print(f"would run {planned.key}", highlight=False)
@@ -183,12 +202,12 @@ def _print_plan(study: studies.Study, plan: object, console: Console) -> None:
 
 def _last_root(name: str) -> str:
     """Return the data root that the last run of a study used, so that --data need be said only once."""
+    section = studies.read(studies.find(name)).get("data", {})
     path = runs.runs_root() / Path(name).stem / "study.json"
-    if not path.is_file():
+    if not isinstance(section, dict) or section.get("root") or not path.is_file():
         return ""
-    root = studies.load(path).data.root
-    own = studies.yaml.safe_load(studies.find(name).read_text()) or {}
-    return "" if (own.get("data") or {}).get("root") else root
+    last = json.loads(path.read_text()).get("data", {})
+    return last.get("root", "") if last.get("source") == section.get("source") else ""
 
 
 def _made(study: studies.Study, wanted: Job) -> float:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from stda import BadInput
 from stda.images import ImageSet, require_train, to_tensor
+from stda.runs import sha256
 
 if TYPE_CHECKING:
     from stda.compute import Compute
@@ -156,7 +157,7 @@ def load_encoder(name: str, *, weights: str = "cache", normalisation: str = "aut
     path = cached_weights(name) if weights == "cache" else Path(weights)
     if not path.is_file():
         raise BadInput(missing_weights(name, path, cached=weights == "cache"))
-    digest = sha256_of(path)
+    digest = sha256(path)
     if weights == "cache" and not digest.startswith(path.stem.rsplit("-", 1)[-1]):
         raise BadInput(
             f"The cached weights {path} are damaged (SHA-256 {digest[:8]}...): delete the file, fetch it again."
@@ -187,12 +188,6 @@ def missing_weights(name: str, path: Path, *, cached: bool) -> str:
         f"No ImageNet weights of {name} at {path}: on a machine with a network run torchvision.models.get_model("
         f"'{name}', weights='IMAGENET1K_V1') and copy the file there, name a weights file, or choose '{IN_DOMAIN}'."
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def publish(study: Study) -> Path:
     runs.probe_writable(reports)
     for name in FILES:
         made = done / "results" / name
-        if (done / "results" / "manifest.json").is_file() and made.is_file():
+        if batch.read_status(study, Job("results")).status == "done" and made.is_file():
             shutil.copyfile(made, reports / f".{name}.partial")
             (reports / f".{name}.partial").replace(reports / name)
         else:
@@ -95,7 +96,8 @@ def _job(study: Study, job: Job) -> dict[str, Any]:
 
 
 def _facts(study: Study) -> dict[str, Any]:
-    software, d, folder = runs.software(), study.data, runs.runs_root() / study.name
+    d, folder = study.data, runs.runs_root() / study.name
+    software = [runs.read_manifest(folder / job.key)["software"] for job in runs.finished(study.name)[0]]
     registered = folder / "registered.csv"
     lines = pd.read_csv(registered) if registered.is_file() else pd.DataFrame(columns=["time", "sha256"])
     machine = _machine(study)
@@ -107,12 +109,17 @@ def _facts(study: Study) -> dict[str, Any]:
         "judged_by": f"{study.results.metric}, {study.results.confidence:.0%} confidence",
         "registered": f"{lines['time'].iloc[0]} ({lines['sha256'].iloc[-1][:12]})" if len(lines) else "not registered",
         "changes_after_registration": max(len(lines) - 1, 0),
-        "git_commit": software["commit"][:12] + ("+" if software["commit"].endswith("+") else ""),
-        "versions": ", ".join(f"{name} {software[name]}" for name in ("python", "torch", "torchvision", "snakemake")),
+        "git_commit": _distinct(s["commit"][:12] + ("+" if s["commit"].endswith("+") else "") for s in software),
+        "versions": _distinct(f"{name} {s[name]}" for name in ("python", "torch", "torchvision") for s in software),
         "machine": machine,
         "built": time.strftime("%Y-%m-%d %H:%M %Z"),
         "data_licence": LICENCES[d.source],
     }
+
+
+def _distinct(values: Iterable[str]) -> str:
+    """Join the different values in order: more than one commit here means runs of different code."""
+    return ", ".join(dict.fromkeys(values)) or "nothing has run yet"
 
 
 def _machine(study: Study) -> str:

@@ -108,7 +108,7 @@ def needs(study: Study, job: Job) -> list[Job]:
         return [Job("data", r), *([Job(generator, r)] if generator else [])]
     if job.stage == "explainability":
         return [Job("data", r), *arms]
-    return [other for other in jobs(study) if other.stage != "results"]
+    return [other for other in jobs(study) if other.stage not in ("results", "explainability")]
 
 
 def parameters(study: Study, job: Job) -> dict[str, Any]:
@@ -154,18 +154,19 @@ def resolved(study: Study) -> dict[str, Any]:
 def register(study: Study) -> str:
     """Write ``study.json`` and note, before anything runs, what the verdict will be judged by; return its digest.
 
-    ``registered.csv`` gains a line whenever metric, smallest effect or confidence differ from its last line, so that
-    a smallest effect moved after the results were seen leaves a trace that the report shows.
+    ``registered.csv`` gains a line whenever metric, smallest effect, confidence, replicates or arms differ from its
+    last line: a smallest effect moved, or replicates added, after the results were seen leave a trace in the report.
     """
     folder = runs_root() / study.name
     probe_writable(folder)
-    judged = study.results.model_dump_json(include={"metric", "smallest_effect", "confidence"})
-    digest = hashlib.sha256(judged.encode()).hexdigest()
+    r, arms = study.results, " ".join(arm.arm for arm in study.classification.arms)
+    judged = {"metric": r.metric, "smallest_effect": r.smallest_effect, "confidence": r.confidence}
+    judged |= {"replicates": study.study.replicates, "arms": arms}
+    digest = hashlib.sha256(json.dumps(judged).encode()).hexdigest()
     path = folder / "registered.csv"
-    lines = path.read_text().splitlines() if path.is_file() else ["time,sha256,metric,smallest_effect,confidence"]
+    lines = path.read_text().splitlines() if path.is_file() else [",".join(["time", "sha256", *judged])]
     if digest not in lines[-1]:
-        r = study.results
-        lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')},{digest},{r.metric},{r.smallest_effect},{r.confidence}")
+        lines.append(",".join([time.strftime("%Y-%m-%dT%H:%M:%S%z"), digest, *map(str, judged.values())]))
         path.write_text("\n".join(lines) + "\n")
     write_json(folder / "study.json", resolved(study))
     return digest
@@ -184,6 +185,25 @@ def finished(study_name: str) -> tuple[list[Job], list[Job]]:
         return found, []
     planned = jobs(load(root / "study.json"))
     return [job for job in planned if job in found], [job for job in found if job not in planned]
+
+
+def overwritten(study: Study) -> list[Job]:
+    """Return finished jobs that no longer belong to this study: made with other parameters, or from other inputs.
+
+    A notebook run by hand with ``study`` left at its default writes into the same folders as the batch; Snakemake,
+    which looks at what *it* did, would not notice.
+    """
+    root, stale = runs_root() / study.name, []
+    for job in finished(study.name)[0]:
+        manifest = read_manifest(root / job.key)
+        made_from = {
+            key: manifest["inputs"].get(key) == read_manifest(root / key)["outputs"]
+            for key in (need.key for need in needs(study, job))
+            if job.stage != "results" and (root / key / "manifest.json").is_file()
+        }
+        if manifest["parameters"] != parameters(study, job) or not all(made_from.values()):
+            stale.append(job)
+    return stale
 
 
 # ------------------------------------------------------------------------------------------------ stage folders

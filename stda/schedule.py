@@ -46,11 +46,13 @@ def make_plan(study: Study, *, cores: int, jobs: int = 0, **options: object) -> 
 
 
 def snakemake_command(study: Study, plan: Plan, *more: str) -> list[str]:
-    """Return the Snakemake call for a registered study."""
+    """Return the Snakemake call for a study whose resolved params lie in ``.plan.json``."""
     folder = runs.runs_root() / study.name
+    stale = [f"{job.key}/manifest.json" for job in runs.overwritten(study)]
     return [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "Snakefile")),
-        *("--directory", str(folder), "--configfile", str(folder / "study.json")),
+        *("--directory", str(folder), "--configfile", str(folder / ".plan.json")),
+        *(["--forcerun", *stale] if stale else []),
         *("--config", f"batch={{'threads': {plan.threads}, 'timeout': {plan.timeout}}}"),
         # our own lock (released when the process dies) replaces Snakemake's, which outlives a kill
         *("--cores", str(plan.jobs), "--nolock", "--rerun-incomplete", "--quiet", "host"),
@@ -61,7 +63,9 @@ def snakemake_command(study: Study, plan: Plan, *more: str) -> list[str]:
 
 
 def pending(study: Study, plan: Plan) -> list[Job]:
-    """Return the jobs that Snakemake would run now, without running them."""
+    """Return the jobs that Snakemake would run now, without running or registering anything."""
+    runs.probe_writable(runs.runs_root() / study.name)
+    runs.write_json(runs.runs_root() / study.name / ".plan.json", runs.resolved(study))
     call = subprocess.run(snakemake_command(study, plan, "--dry-run"), capture_output=True, text=True)
     if call.returncode:
         log = write_log(study, call.stdout + call.stderr)
@@ -73,8 +77,8 @@ def pending(study: Study, plan: Plan) -> list[Job]:
 def run_study(study: Study, plan: Plan, console: Console) -> list[Status]:
     """Run what is missing or out of date and return the status of every job of the study."""
     with _locked(study):
-        runs.register(study)
         todo = pending(study, plan)
+        runs.register(study)
         if todo:
             _forget(study, todo)
             _watch(study, plan, todo, console)
@@ -94,7 +98,9 @@ def _watch(study: Study, plan: Plan, todo: list[Job], console: Console) -> None:
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGINT)  # jobs and kernels with it; finished stages stay
             process.wait(timeout=60)
+            _settle(study, todo)
             raise
+        _settle(study, todo)
         _update(study, plan, todo, bar, task, told)
     failed = [s for s in (batch.read_status(study, job) for job in todo) if s.status == "failed"]
     if process.returncode and not failed:
@@ -148,9 +154,24 @@ def _progress(console: Console) -> Progress:
 
 
 def _forget(study: Study, todo: list[Job]) -> None:
-    """Remove the status of jobs that are about to run, so that an old outcome is not taken for the new one."""
+    """Remove the status of jobs that are about to run, so that an old outcome is not taken for the new one.
+
+    Results that have to be made anew lose their manifest at once: should an upstream job fail, Snakemake never comes
+    to them, and the old verdict must not stand beside the new runs.
+    """
     for job in todo:
         batch.status_path(study, job).unlink(missing_ok=True)
+        if job.stage == "results":
+            (runs.runs_root() / study.name / job.key / "manifest.json").unlink(missing_ok=True)
+
+
+def _settle(study: Study, todo: list[Job]) -> None:
+    """Say of jobs that were cut off that they were: nobody is left to write their status."""
+    for job in todo:
+        state = batch.read_status(study, job)
+        if state.status == "running":
+            state.status, state.error = "failed", "interrupted before it ended; run the same command again"
+            batch.write_status(study, state)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class DataSection(Section):
     )
     root: str = Field("", description="folder (or .npz file) of the source; the phantom needs none")
     classes: str = Field("", description="task of the source (ham10000: seven, eight, two); empty: all its classes")
-    image_size: int = Field(32, ge=8, le=1024, description="pixels of a side; images are square")
+    image_size: int = Field(32, ge=16, le=1024, description="pixels of a side; images are square")
     n_images: int = Field(
         1500, ge=100, le=1_000_000, description="images that the phantom draws (other sources: not used)"
     )
@@ -75,7 +75,7 @@ class NstSection(Section):
 
     ratio: float = Ratio
     style_size: int = Field(96, ge=32, le=1024, description="pixels at which style is transferred")
-    iterations: int = Field(1, ge=1, le=1000, description="L-BFGS calls of at most 20 loss evaluations each")
+    iterations: int = Field(1, ge=1, le=1000, description="L-BFGS calls of about 20 loss evaluations each")
     content_weight: float = Field(0.025, ge=0, description="weight of the content loss")
     style_weight: float = Field(1.0, ge=0, description="weight of the style loss")
     tv_weight: float = Field(8.5e-5, ge=0, description="weight of the total variation")
@@ -104,7 +104,7 @@ class WganSection(Section):
     """04_wgan."""
 
     ratio: float = Ratio
-    width: int = Field(8, ge=4, le=512, description="channels d of the widest map (paper: 64); the narrowest has 8 d")
+    width: int = Field(8, ge=4, le=512, description="channels d at the full size (paper: 64); up to 8 d at 4 px")
     latent: int = Field(32, ge=2, le=4096, description="latent entries (paper: 128); the first are the one-hot label")
     steps: int = Field(350, ge=1, description="generator updates")
     batch_size: int = Field(32, ge=2, le=65536, description="images per step (paper: 64)")
@@ -173,7 +173,7 @@ class ClassificationSection(Section):
 class ExplainabilitySection(Section):
     """07_explainability."""
 
-    methods: list[str] = Field(
+    methods: list[Literal["gradient", "integrated_gradients", "deep_taylor", "deep_taylor_bounded"]] = Field(
         ["gradient", "integrated_gradients", "deep_taylor", "deep_taylor_bounded"],
         min_length=1,
         description="attribution methods",
@@ -227,7 +227,20 @@ class Study(Section):
                 )
         if self.data.source != "phantom" and not self.data.root:
             raise ValueError(f"data.root is empty but source {self.data.source} needs it; give it or --data DIR")
+        self._check_sizes()
         return self
+
+    def _check_sizes(self) -> None:
+        """Raise for sizes that some part cannot work with, which would otherwise show after an hour."""
+        size, network, weights = self.data.image_size, self.classification.network, self.classification.weights
+        if set(self.generators) - {"nst"} and (size & (size - 1) or not 8 <= size <= 256):
+            raise ValueError(f"data.image_size is {size}; the GANs need a power of 2 up to 256, such as 32 or 64")
+        if network == "alexnet" and size < 63:
+            raise ValueError(f"data.image_size is {size}; alexnet needs at least 63, or choose another network")
+        if network == "vgg8" and weights != "none":
+            raise ValueError(f"classification.weights is '{weights}'; vgg8 has no pretrained weights, use none")
+        if self.explainability.region_size > size:
+            raise ValueError(f"explainability.region_size is {self.explainability.region_size}; images have {size} px")
 
     @property
     def generators(self) -> list[str]:
@@ -283,9 +296,8 @@ def find(study: str | Path) -> Path:
     return path
 
 
-def load(study: str | Path, *, data_root: str = "") -> Study:
-    """Read and validate a study by name (``params/<name>.yaml``) or path; ``data_root`` replaces ``data.root``."""
-    path = find(study)
+def read(path: Path) -> dict[str, Any]:
+    """Return the sections of a params file as they are written there."""
     try:
         content = yaml.load(path.read_text(), _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -294,12 +306,18 @@ def load(study: str | Path, *, data_root: str = "") -> Study:
         raise BadInput(f"{path.name}: {error}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path.name} must hold sections such as 'data:'; it holds {type(content).__name__}.")
-    if data_root:
-        content.setdefault("data", {})
-        content["data"] = {**(content["data"] or {}), "root": str(Path(data_root).expanduser().resolve())}
+    return {section: values for section, values in content.items() if values is not None}
+
+
+def load(study: str | Path, *, data_root: str = "") -> Study:
+    """Read and validate a study by name (``params/<name>.yaml``) or path; ``data_root`` replaces ``data.root``."""
+    path = find(study)
+    content = read(path)
+    if data_root and isinstance(content.get("data", {}), dict):
+        content["data"] = {**content.get("data", {}), "root": str(Path(data_root).expanduser().resolve())}
     _resolve_paths(content)
     name = content.get("name", path.stem) if path.suffix == ".json" else path.stem  # study.json carries its name
-    return validate({**{k: v for k, v in content.items() if v is not None}, "name": name}, where=path.name)
+    return validate({**content, "name": name}, where=path.name)
 
 
 def _resolve_paths(content: dict[str, Any]) -> None:

@@ -52,6 +52,8 @@ def test_a_good_notebook_leaves_report_status_and_folder(notebook, tmp_path):
         ("import os\nos.kill(os.getpid(), 9)", 0, "the kernel died"),
         ("import time\ntime.sleep(60)", 2, "a cell took longer than 2 s"),
         ("x = 1", 0, "without finishing its stage folder"),
+        ("raise OSError(28, 'No space left on device')", 0, "The disk is full"),
+        ("raise PermissionError(13, 'Permission denied', 'x')", 0, "set STDA_RUNS to a folder that you may write to"),
     ],
 )
 def test_what_goes_wrong_ends_as_failed_with_a_line_and_a_partial_report(notebook, tmp_path, body, timeout, said):

@@ -102,8 +102,9 @@ def test_check_refuses_a_class_with_a_single_group(project, monkeypatch, capsys)
     ("section", "values", "said"),
     [
         ("nst", {"content_class": "c"}, "nst.content_class is 'c', but the data has a, b"),
-        ("data", {"encoder": "vgg16", "encoder_weights": "no/such.pth"}, "no/such.pth, which is not there"),
-        ("classification", {"weights": "no/such.pth"}, "choose weights: none"),
+        ("data", {"encoder": "vgg16", "encoder_weights": "no/such.pth"}, "no/such.pth is not there"),
+        ("classification", {"network": "resnet18", "weights": "no/such.pth"}, "choose weights: none"),
+        ("results", {"metric": "sensitivity"}, None),
     ],
 )
 def test_check_names_choices_that_the_data_or_the_disk_does_not_have(
@@ -116,8 +117,28 @@ def test_check_names_choices_that_the_data_or_the_disk_does_not_have(
     content = yaml.safe_load(path.read_text())
     content.setdefault(section, {}).update(values)
     path.write_text(yaml.safe_dump(content))
-    assert call(monkeypatch, "check", "mine", "--data", str(make_folder(project / "pictures"))) == 2
-    assert said in capsys.readouterr().err
+    code = call(monkeypatch, "check", "mine", "--data", str(make_folder(project / "pictures")))
+    assert code == (2 if said else 0)  # two classes have a sensitivity
+    assert (said or "") in capsys.readouterr().err
+
+
+def test_check_tells_that_nothing_says_which_images_belong_together(project, monkeypatch, capsys):
+    folder_study(project)
+    assert call(monkeypatch, "check", "mine", "--data", str(make_folder(project / "pictures"))) == 0
+    assert "groups.csv" in capsys.readouterr().out
+
+
+def test_the_remedy_in_domain_needs_no_file(project, monkeypatch, capsys):
+    folder_study(project, encoder="in-domain", encoder_weights="no/such.pth")
+    assert call(monkeypatch, "check", "mine", "--data", str(make_folder(project / "pictures"))) == 0
+
+
+@pytest.mark.parametrize("text", ["data: [", "data: 3", "- a"])
+def test_a_broken_params_file_is_one_sentence(project, monkeypatch, capsys, text):
+    (project / "params" / "mine.yaml").write_text(text)
+    for command in ("check", "status", "run"):
+        assert call(monkeypatch, command, "mine") == 2
+        assert capsys.readouterr().err.startswith("stda: mine.yaml")
 
 
 def test_check_refuses_an_unwritable_run_folder(project, monkeypatch, capsys):

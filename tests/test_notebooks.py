@@ -1,6 +1,7 @@
 """Hygiene of the notebooks: skeleton, parameters cell, cell length, ids, alt text."""
 
 import ast
+import itertools
 import json
 import re
 
@@ -52,14 +53,11 @@ class TestNotebook:
             assert not any(isinstance(node, ast.ClassDef | ast.FunctionDef) for node in ast.walk(tree))
             assert max(map(len, lines)) <= 130
 
-    def test_prose_comes_before_code_in_every_section(self, path):
-        after_head = False
-        for cell in cells(path)[1:]:
-            if cell["cell_type"] == "markdown":
-                after_head = bool(re.search(r"^## ", source(cell), re.MULTILINE))
-            elif after_head:
-                after_head = False
-        assert not after_head or "## Next" in source(cells(path)[-1])
+    def test_prose_comes_before_code_in_every_numbered_section(self, path):
+        for cell, following in itertools.pairwise(cells(path)):
+            if cell["cell_type"] == "markdown" and following["cell_type"] == "code":
+                words = re.split(r"^## \d+\. .+$", source(cell), flags=re.MULTILINE)[-1]
+                assert words.strip(), source(cell)
 
     def test_parameters_are_the_schema_s(self, path):
         stage = path.stem[3:]

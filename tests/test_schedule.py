@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -11,14 +12,29 @@ from stda.batch import Status
 from stda.runs import Job
 from stda.study import Study, project_root
 
+FAKE = """
+import sys
+from stda import runs, study
+one, job = study.load(sys.argv[1]), runs.Job.parse(sys.argv[2])
+outputs = {"made by": sys.argv[2]}
+inputs = {need.key: {"made by": need.key} for need in runs.needs(one, job)}
+manifest = {"parameters": runs.parameters(one, job), "inputs": inputs, "outputs": outputs}
+runs.write_json(runs.runs_root() / one.name / job.key / "manifest.json", manifest)
+open(sys.argv[3], "w").close()
+"""
+
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """A registered study whose jobs only touch their outputs: the real Snakefile, but for its command."""
+    """A study whose jobs only write a manifest and an empty report: the real Snakefile, but for its command."""
     monkeypatch.setenv("STDA_RUNS", str(tmp_path / "all runs"))
     monkeypatch.setenv("STDA_REPORTS", str(tmp_path / "all reports"))
+    (tmp_path / "fake.py").write_text(FAKE)
     text = (project_root() / "Snakefile").read_text()
-    fake, n = re.subn(r"COMMAND = \(?.*?\n\n", "COMMAND = 'touch {output:q}'\n\n", text, count=1, flags=re.DOTALL)
+    call = f"{{sys.executable:q}} '{tmp_path}/fake.py' {{RESOLVED:q}} {{params.key}} {{output[1]:q}}"
+    fake, n = re.subn(
+        r"COMMAND = \(?.*?\n\n", f"COMMAND = {call!r}\n\n".replace("\\", r"\\"), text, count=1, flags=re.DOTALL
+    )
     assert n == 1
     (tmp_path / "Snakefile").write_text(fake)
     real = schedule.snakemake_command
@@ -27,12 +43,11 @@ def study(tmp_path, monkeypatch):
         return [str(tmp_path / "Snakefile") if word.endswith("Snakefile") else word for word in real(*args)]
 
     monkeypatch.setattr(schedule, "snakemake_command", command)
-    one = Study()
-    runs.register(one)
-    return one
+    return Study()
 
 
 def run(study, plan):
+    schedule.pending(study, plan)  # writes the plan
     runs.register(study)
     subprocess.run(schedule.snakemake_command(study, plan), check=True, capture_output=True)
 
@@ -44,25 +59,57 @@ def changed(one, section, **values):
 def test_only_what_a_change_affects_is_run_again(study):
     plan = schedule.make_plan(study, cores=2)
     assert {job.key for job in schedule.pending(study, plan)} == {job.key for job in runs.jobs(study)}
+    assert not (runs.runs_root() / "quick" / "registered.csv").exists()  # planning is not running
     run(study, plan)
     assert schedule.pending(study, plan) == []
 
     other = changed(study, "wgan", steps=151)
-    runs.register(other)
     expected = {f"r{r}/{key}" for r in (0, 1) for key in ("wgan", "classification/wgan", "explainability")} | {
         "results"
     }
     assert {job.key for job in schedule.pending(other, plan)} == expected
 
     other = changed(study, "results", resamples=100)
-    runs.register(other)
     assert [job.key for job in schedule.pending(other, plan)] == ["results"]
 
     other = changed(study, "study", replicates=3)
-    runs.register(other)
     new = {job.key for job in schedule.pending(other, plan)}
     assert all(key.startswith("r2/") or key == "results" for key in new)
     assert len(new) == 15
+
+
+def test_what_was_overwritten_by_hand_is_made_again(study):
+    plan = schedule.make_plan(study, cores=2)
+    run(study, plan)
+    path = runs.runs_root() / "quick" / "r0/wgan/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["parameters"]["steps"] = 50  # papermill notebooks/04_wgan.ipynb out.ipynb -p steps 50
+    path.write_text(json.dumps(manifest))
+    keys = {job.key for job in schedule.pending(study, plan)}
+    assert keys == {"r0/wgan", "r0/classification/wgan", "r0/explainability", "results"}
+
+    manifest["parameters"]["steps"] = study.wgan.steps
+    manifest["outputs"] = {"made by": "another seed of chance"}  # same parameters, other images
+    path.write_text(json.dumps(manifest))
+    assert "r0/classification/wgan" in {job.key for job in schedule.pending(study, plan)}
+
+
+def test_jobs_that_were_cut_off_do_not_run_for_ever(study):
+    job = Job("wgan", 0)
+    batch.write_status(study, Status(job.key, "running", started=1.0))
+    schedule._settle(study, [job])
+    assert batch.read_status(study, job).status == "failed"
+    assert "interrupted" in batch.read_status(study, job).error
+
+
+def test_results_that_must_be_made_anew_lose_their_manifest(study):
+    folder = runs.runs_root() / "quick" / "results"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    schedule._forget(study, [Job("wgan", 0)])
+    assert (folder / "manifest.json").exists()
+    schedule._forget(study, [Job("results")])
+    assert not (folder / "manifest.json").exists()
 
 
 def test_threads_are_cores_over_jobs():

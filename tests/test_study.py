@@ -20,7 +20,7 @@ def write(tmp_path, text, name="mine.yaml"):
         ("wgn: {steps: 3}", "'wgn' is not a parameter; did you mean 'wgan'?"),
         ("wgan: {steps: many}", "wgan.steps is 'many': it should be a valid integer."),
         ("wgan: {ratio: -1}", "wgan.ratio is -1: it should be greater than 0."),
-        ("data: {image_size: 0}", "data.image_size is 0: it should be greater than or equal to 8."),
+        ("data: {image_size: 0}", "data.image_size is 0: it should be greater than or equal to 16."),
         ("data: {skip_unreadable: 1}", "data.skip_unreadable is 1: it should be a valid boolean."),
         ("data: {source: foo}", "data.source is 'foo': it should be 'phantom'"),
         ("data: {source: folder}", "data.root is empty"),
@@ -36,6 +36,11 @@ def write(tmp_path, text, name="mine.yaml"):
         ("wgan: [", "is not valid YAML"),
         ("- a", "must hold sections"),
         ("wgan: 3", "wgan is 3"),
+        ("data: {image_size: 48}", "data.image_size is 48; the GANs need a power of 2"),
+        ("classification: {network: alexnet}", "alexnet needs at least 63"),
+        ("classification: {weights: cache}", "vgg8 has no pretrained weights"),
+        ("explainability: {methods: [gradiant]}", "explainability.methods.0 is 'gradiant'"),
+        ("explainability: {region_size: 99}", "explainability.region_size is 99; images have 32 px"),
     ],
 )
 def test_bad_params_are_one_sentence_that_names_the_key(tmp_path, text, said):

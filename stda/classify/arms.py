@@ -36,11 +36,6 @@ class Arm:
         if not self.ratio > 0:
             raise BadInput(f"ratio of arm '{self.name}' is {self.ratio}; it must be positive.")
 
-    @property
-    def uses_generator(self) -> bool:
-        """Whether the arm adds images that a generator made."""
-        return self.synthetic not in ("none", OVERSAMPLE)
-
 
 def added_counts(train: ImageSet, ratio: float) -> dict[str, int]:
     """Return how many images are added per class: ``round(ratio * n)`` for every class but the largest."""

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from stda import BadInput
-from stda.encoders import HALF_NORMALISED, NORMALISATIONS, cached_weights, sha256_of
+from stda.encoders import HALF_NORMALISED, NORMALISATIONS, cached_weights
+from stda.runs import sha256
 
 # torchvision name -> (prefix of the last layer, which is always trained anew; smallest image side it can take)
 TORCHVISION = {
@@ -181,7 +182,7 @@ def _load_pretrained(net: nn.Module, name: str, weights: str) -> dict[str, str]:
     missing = [key for key in missing if not key.startswith(TORCHVISION[name][0])]
     if missing or unknown:
         raise BadInput(f"{path} does not fit {name} (for example {[*missing, *unknown][0]}): name another file.")
-    digest = sha256_of(path)
+    digest = sha256(path)
     normalisation = "half" if digest in HALF_NORMALISED else "imagenet"
     source = "torchvision cache" if weights == "cache" else "file"
     return {"weights": source, "file": path.name, "sha256": digest, "normalisation": normalisation}

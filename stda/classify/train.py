@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from stda.compute import Compute
 
 WEIGHT_DECAY = 0.05
-LABEL_SMOOTHING = 0.0
 
 
 def train_classifier(
@@ -88,7 +87,7 @@ def _loop(
         model.train()
         with keeper.compute.autocast():
             logits = model(images)
-        loss = functional.cross_entropy(logits.float(), targets, label_smoothing=LABEL_SMOOTHING)
+        loss = functional.cross_entropy(logits.float(), targets)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

@@ -2,14 +2,26 @@
 
 from stda.data.decode import resize
 from stda.data.phantom import bayes_scores, ceiling
-from stda.data.sources import SOURCES, describe, fingerprint, load, picture_reader, pictures, skipped
+from stda.data.sources import (
+    SOURCES,
+    content_digest,
+    describe,
+    file_digest,
+    fingerprint,
+    load,
+    picture_reader,
+    pictures,
+    skipped,
+)
 from stda.data.splits import split
 
 __all__ = [
     "SOURCES",
     "bayes_scores",
     "ceiling",
+    "content_digest",
     "describe",
+    "file_digest",
     "fingerprint",
     "load",
     "picture_reader",

@@ -35,6 +35,11 @@ def listing(root: str | Path, classes: str = "") -> Listing:
         rows += [(f"{label}/{name}", label) for name in names]
     table = pd.DataFrame(rows, columns=["image_id", "label"]).sort_values("image_id", ignore_index=True)
     table["group"] = _groups(folder / GROUPS, table["image_id"])
+    if not (folder / GROUPS).is_file():
+        table.attrs["warning"] = (
+            f"There is no {GROUPS}: every image counts as a lesion of its own, and images of one lesion or patient may "
+            "lie in training and test at once. Add it if your data has such images."
+        )
     return Listing(table, [folder / name for name in table["image_id"]])
 
 

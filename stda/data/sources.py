@@ -104,6 +104,24 @@ def fingerprint(source: str, root: str | Path = "") -> str:
     return digest_folder(path)
 
 
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal text, "" when there is none."""
+    if not str(path) or not Path(path).is_file():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(source: str, root: str | Path = "") -> str:
+    """Return the SHA-256 over names and bytes of all files of a source, for manifests; "" for the phantom."""
+    if source == "phantom":
+        return ""
+    base = Path(root)
+    files = [base] if base.is_file() else sorted(path for path in base.rglob("*") if path.is_file())
+    lines = (f"{path.relative_to(base.parent)} {file_digest(path)}" for path in files)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def _check_source(source: str) -> None:
     if source not in SOURCES:
         raise BadInput(f"data.source is '{source}'; it must be one of {', '.join(SOURCES)}.")

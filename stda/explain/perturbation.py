@@ -198,13 +198,16 @@ def mean_curves(curves: pd.DataFrame) -> dict[str, np.ndarray]:
     return {name: table.loc[name].to_numpy() for name in order}
 
 
-def aopc_table(curves: pd.DataFrame, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+def aopc_table(
+    curves: pd.DataFrame, *, groups: Sequence[str] | None = None, confidence: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
     """Return the area over the perturbation curve of each method and how far it is above random orders.
 
     ``curves`` is of :func:`perturbation_curves`, or several joined with a column ``arm``.  AOPC is the mean over
     regions = 0 ... L of ``p(0) - p(regions)``, then over images (Samek et al. 2017, eq. 12, for probabilities).
     ``gain`` is the paired difference to the mean of the random orders; ``low`` and ``high`` bound it (bootstrap over
-    images; nan for random itself).  Columns: ``arm`` (if given), ``method, aopc, gain, low, high, images``.
+    lesions, ``groups`` naming that of each image, else over images; nan for random itself).  Columns: ``arm`` (if
+    given), ``method, aopc, gain, low, high, images``.
     """
     arms = list(dict.fromkeys(curves["arm"])) if "arm" in curves else [None]
     rows = []
@@ -213,14 +216,17 @@ def aopc_table(curves: pd.DataFrame, *, confidence: float = 0.95, seed: int = 0)
         areas = {name: (values[:, :1] - values).mean(axis=1) for name, values in part.items()}
         for name, area in areas.items():
             gain = area - areas[RANDOM]
-            low, high = (np.nan, np.nan) if name == RANDOM else _interval(gain, confidence, seed)
+            low, high = (np.nan, np.nan) if name == RANDOM else _interval(gain, groups, confidence, seed)
             row = {"method": name, "aopc": area.mean(), "gain": gain.mean(), "low": low, "high": high}
             rows.append(({} if arm is None else {"arm": arm}) | row | {"images": len(area)})
     return pd.DataFrame(rows)
 
 
-def _interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean."""
-    drawn = np.random.default_rng(seed).integers(len(values), size=(N_RESAMPLES, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+def _interval(values: np.ndarray, groups: Sequence[str] | None, confidence: float, seed: int) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean over images, groups (lesions) drawn as wholes."""
+    _, member = np.unique(np.arange(len(values)) if groups is None else np.asarray(groups), return_inverse=True)
+    sums, counts = np.bincount(member, values), np.bincount(member)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(N_RESAMPLES, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -39,7 +39,7 @@ class Adversarial(Generator):
 
     batch_size: int = 64
     sampling: str = "balanced"  # real batches: "balanced" classes or "empirical"; see Batches
-    fake_labels: str = "uniform"  # labels of fakes: "uniform" or "empirical"
+    fake_labels: str = "matched"  # labels of fakes: as the real batches are drawn, or "uniform", "empirical"
     ema_decay: float = 0.999  # of the averaged generator, which makes all images
     grid_every: int = 250  # steps between sample grids handed to the callback; 0: none
     compute: Compute = field(default_factory=setup)
@@ -48,7 +48,7 @@ class Adversarial(Generator):
     models: dict[str, nn.Module] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        choices = {"sampling": ("balanced", "empirical"), "fake_labels": ("uniform", "empirical")}
+        choices = {"sampling": ("balanced", "empirical"), "fake_labels": ("matched", "uniform", "empirical")}
         for knob, allowed in choices.items():
             if getattr(self, knob) not in allowed:
                 raise BadInput(f"{knob} is '{getattr(self, knob)}'; it must be one of {', '.join(allowed)}.")
@@ -138,7 +138,8 @@ class Adversarial(Generator):
     def fakes(self, training: Training, n: int) -> tuple[Tensor, Tensor]:
         """Return n random latents and class indices for training, on the device."""
         z = torch.randn(n, self.latent, generator=training.noise)
-        labels = training.batches.fake_labels(n, self.fake_labels)
+        matched = {"balanced": "uniform", "empirical": "empirical"}[self.sampling]
+        labels = training.batches.fake_labels(n, matched if self.fake_labels == "matched" else self.fake_labels)
         return z.to(self.compute.device), labels.to(self.compute.device)
 
     def reals(self, training: Training, n: int) -> tuple[Tensor, Tensor]:

@@ -123,13 +123,13 @@ def _not_run(
     rows += [(job.key, "left out: not in the params of this study") for job in left_out]
     if (root / "study.json").is_file():
         study = load(root / "study.json")
-        expected = [job for job in jobs(study) if job.stage not in ("results", "explainability")]
+        expected = [job for job in jobs(study) if job.stage != "results"]
         rows += [(job.key, "planned, not finished") for job in expected if job not in found]
     return pd.DataFrame(rows or [("nothing", "everything that was planned was run")], columns=["what", "why"])
 
 
 def cost_table(manifests: list[dict[str, Any]], *, arms: dict[str, str]) -> pd.DataFrame:
-    """Return seconds, peak memory (MB) and images per second of every stage, mean over replicates.
+    """Return seconds, peak memory (MB) and images per second (training included) of every stage, mean over replicates.
 
     For an arm, ``seconds with generator`` adds what its generator took, the price of the arm as a whole.
     """
@@ -139,7 +139,7 @@ def cost_table(manifests: list[dict[str, Any]], *, arms: dict[str, str]) -> pd.D
         name = m["arm"] and f"arm {m['arm']}"
         rate = made / m["seconds"] if made and m["seconds"] else float("nan")
         rows.append((name or m["stage"], m["arm"], m["seconds"], m["peak_memory_mb"], rate))
-    table = pd.DataFrame(rows, columns=["what", "arm", "seconds", "peak memory (MB)", "images per second"])
+    table = pd.DataFrame(rows, columns=["what", "arm", "seconds", "peak memory (MB)", "images per second of all work"])
     mean = table.groupby(["what", "arm"], sort=False).mean(numeric_only=True).reset_index()
     seconds = mean.set_index("what")["seconds"]
     used = mean["arm"].map(arms).map(seconds).fillna(0.0)
