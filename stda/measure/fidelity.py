@@ -129,12 +129,17 @@ def fidelity_table(
     row.  Every row uses the same number of images on both sides (the smallest eligible set decides), because all these
     measures move with the sample size; the columns ``n`` and ``n_reference`` state it, ``available`` what there was.
     Other columns: ``set, kid, kid_low, kid_high, fid, precision, recall, density, coverage, note``.
+
+    All features are divided by the root mean square of the reference's: KID and FID depend on the scale of an encoder's
+    features, and without this SqueezeNet's come out in millions where others' are below one.
     """
     if reference not in features or REAL_ROW in features:
         raise BadInput(f"The sets {list(features)} must hold the reference '{reference}', and none '{REAL_ROW}'.")
     rng = np.random.default_rng(seed)
     yardstick, other_half = _halves(np.asarray(features[reference]), groups, rng)
     rows = {REAL_ROW: other_half} | {name: np.asarray(f) for name, f in features.items() if name != reference}
+    scale = float(np.sqrt(np.square(yardstick, dtype=np.float64).mean())) or 1.0
+    yardstick, rows = yardstick / scale, {name: values / scale for name, values in rows.items()}
     smallest = max(min_samples, k + 1)
     n = min([len(f) for f in rows.values() if len(f) >= smallest] + [len(yardstick), max_samples])
     yardstick = yardstick[rng.permutation(len(yardstick))[:n]]

@@ -1,6 +1,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -173,3 +174,11 @@ def test_table_keeps_a_lesion_on_one_side():
     kept = fidelity_table(train, reference="train", seed=0, groups=np.repeat(np.arange(100), 2)).iloc[0]
     assert kept["n"] == 100
     assert torn["fid"] < kept["fid"]
+
+
+def test_the_table_does_not_depend_on_the_scale_of_an_encoder():
+    rng = np.random.default_rng(3)
+    sets = {"train": rng.normal(size=(200, 5)), "made": rng.normal(0.5, 1, size=(60, 5))}
+    one = fidelity_table(sets, reference="train", seed=0, subsets=20)
+    other = fidelity_table({name: 300 * f for name, f in sets.items()}, reference="train", seed=0, subsets=20)
+    pd.testing.assert_frame_equal(one, other)
