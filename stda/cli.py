@@ -51,6 +51,9 @@ def run(
     before = {job: _made(wanted, job) for job in runs.jobs(wanted)}
     try:
         states = schedule.run_study(wanted, plan, console)
+    except KeyboardInterrupt:
+        print("stda: interrupted; finished stages are kept, the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
     finally:
         index = publish.publish(wanted)
     failed = [state for state in states if state.status == "failed"]
@@ -227,9 +230,6 @@ def main() -> None:
     except BadInput as error:
         print(f"stda: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stda: interrupted; finished stages are kept, the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -76,20 +76,24 @@ def pending(study: Study, plan: Plan) -> list[Job]:
 
 def run_study(study: Study, plan: Plan, console: Console) -> list[Status]:
     """Run what is missing or out of date and return the status of every job of the study."""
-    with _locked(study):
+    with _locked(study) as lock:
         todo = pending(study, plan)
         runs.register(study)
         if todo:
             _forget(study, todo)
-            _watch(study, plan, todo, console)
+            _watch(study, plan, todo, console, lock)
     return [batch.read_status(study, job) for job in runs.jobs(study)]
 
 
-def _watch(study: Study, plan: Plan, todo: list[Job], console: Console) -> None:
-    """Start Snakemake and show done / running / failed and the time left until it ends."""
+def _watch(study: Study, plan: Plan, todo: list[Job], console: Console, lock: int) -> None:
+    """Start Snakemake and show done / running / failed and the time left until it ends.
+
+    Snakemake inherits the lock: should this process be killed, the lock holds until Snakemake has ended too.
+    """
     log_path = runs.runs_root() / study.name / "snakemake.log"
     with open(log_path, "w") as log, _progress(console) as bar:
-        process = subprocess.Popen(snakemake_command(study, plan), stdout=log, stderr=log, start_new_session=True)
+        own = {"stdout": log, "stderr": log, "start_new_session": True, "pass_fds": [lock]}
+        process = subprocess.Popen(snakemake_command(study, plan), **own)
         task, told = bar.add_task(study.name, total=len(todo), note=""), set()
         try:
             while process.poll() is None:
@@ -175,8 +179,8 @@ def _settle(study: Study, todo: list[Job]) -> None:
 
 
 @contextmanager
-def _locked(study: Study) -> Iterator[None]:
-    """Hold the study's lock; the system releases it when the process ends, however it ends."""
+def _locked(study: Study) -> Iterator[int]:
+    """Hold the study's lock and give its file descriptor; the system releases it when its holders end, however."""
     folder = runs.runs_root() / study.name
     runs.probe_writable(folder)
     with open(folder / ".lock", "w") as file:
@@ -184,7 +188,7 @@ def _locked(study: Study) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise BadInput(f"Study '{study.name}' is being run by another process; wait for it or stop it.") from None
-        yield
+        yield file.fileno()
 
 
 def write_log(study: Study, text: str) -> Path:

@@ -152,3 +152,16 @@ def test_the_console_tells_of_failures(study, monkeypatch, tmp_path):
     assert "failed results in 3 s" in said
     assert "Run notebook [01] first." in said
     assert os.path.exists(batch.status_path(study, job))
+
+
+def test_the_lock_outlives_a_killed_run_as_long_as_snakemake_does(study):
+    with schedule._locked(study) as lock:
+        child = subprocess.Popen(["sleep", "30"], pass_fds=[lock])
+    try:
+        with pytest.raises(BadInput, match="run by another process"), schedule._locked(study):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+    with schedule._locked(study):
+        pass
