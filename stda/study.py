@@ -299,7 +299,7 @@ def find(study: str | Path) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """Return the sections of a params file as they are written there."""
     try:
-        content = yaml.load(path.read_text(), _Loader) or {}
+        content = _Loader(path.read_text()).get_single_data() or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from None
     except BadInput as error:
