@@ -8,7 +8,8 @@ from pathlib import Path
 from stda import data, runs
 from stda.batch import notebook_path
 from stda.runs import Job
-from stda.study import NOTEBOOKS, load
+from stda.sections import NOTEBOOKS
+from stda.study import load
 
 options = {"threads": 1, "timeout": 0, **config.get("batch", {})}
 STUDY = load(workflow.configfiles[0])

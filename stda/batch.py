@@ -16,9 +16,10 @@ from typing import Any
 
 from stda import BadInput, runs
 from stda.runs import Job
-from stda.study import NOTEBOOKS, Study, project_root
+from stda.sections import NOTEBOOKS
+from stda.study import Study, project_root
 
-TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -1,12 +1,15 @@
-"""The ``stda`` command: run a study, look at it, check it, start a new one."""
+"""The ``stda`` command: run a study, look at it, check it, start a new one, make images with what it fitted."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +18,11 @@ from rich.table import Table
 from stda import BadInput, runs
 from stda import study as studies
 from stda.runs import Job
+from stda.software import software
+
+if TYPE_CHECKING:
+    from stda.generators.base import Generator
+    from stda.shards import Order
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 CORES = (
@@ -127,6 +135,146 @@ def job(
         print(f"{key} failed: {state.error} (partial report: {state.html or 'none'})", file=sys.stderr)
         raise typer.Exit(1)
     print(f"{key} done in {state.seconds} s")
+
+
+@app.command()
+def generate(
+    generator: Annotated[str, typer.Argument(help="a generator that the study has fitted: nst, dcgan, wgan, pggan")],
+    study: Annotated[str, typer.Option(help="name of the study, as in runs/")],
+    n: Annotated[int, typer.Option("--n", min=1, help="images of the whole data base")],
+    shards: Annotated[int, typer.Option(min=1, help="parts that the data base is made in")] = 1,
+    shard: Annotated[int, typer.Option(min=-1, help="the part to make, from 0; -1: all, one after the other")] = -1,
+    out: Annotated[str, typer.Option(help="folder; empty: runs/STUDY/rREPLICATE/generated/GENERATOR")] = "",
+    replicate: Annotated[int, typer.Option(min=0, help="whose data and generator")] = 0,
+    layout: Annotated[str, typer.Option(help="tar: for WebDataset; folders: for torchvision's ImageFolder")] = "tar",
+    format: Annotated[str, typer.Option(help="png or jpeg")] = "png",
+    quality: Annotated[int, typer.Option(help="of JPEG, 1 to 95")] = 95,
+    size: Annotated[int, typer.Option(min=0, help="pixels of a side; 0: as fitted")] = 0,
+    labels: Annotated[str, typer.Option(help="balanced, empirical, rare (all but the largest), or mel=.5,nv=.5")] = (
+        "balanced"
+    ),
+    seed: Annotated[int, typer.Option(help="of the images; -1: the study's")] = -1,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as this data base was begun")] = 0,
+) -> None:
+    """Make an image data base with a fitted generator, shard by shard; the same command goes on after a kill."""
+    from stda import shards as base
+
+    replicate_dir = runs.runs_root() / _study_with_runs(study) / f"r{replicate}"
+    folder = Path(out).absolute() if out else replicate_dir / "generated" / generator
+    choices = {"replicate": replicate, "generator": generator, "n": n, "shards": shards, "size": size}
+    choices |= {"layout": layout, "format": format, "quality": quality}
+    fitted, order, sources = _prepare(replicate_dir, folder, choices, labels=labels, seed=seed, threads=threads)
+    wanted = range(shards) if shard < 0 else [shard]
+    try:
+        failed = sum(_make_shard(order, folder, k, fitted, sources) for k in wanted)
+    except KeyboardInterrupt:
+        print("stda: interrupted; what was made is kept, the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    base.join_tables(order, folder)
+    print(folder)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def regenerate(
+    table: Annotated[Path, typer.Argument(help="a table of 'stda generate', or table.csv of a generator's stage")],
+    row: Annotated[str, typer.Argument(help="image_id of the row, or its number from 0")],
+    out: Annotated[str, typer.Option(help="file to write, .png or .jpg; empty: IMAGE_ID.png")] = "",
+) -> None:
+    """Make one image again from its row, bit for bit on the same machine."""
+    from stda import compute, upstream
+    from stda import shards as base
+
+    origin, rows = base.origin_of(table.absolute()), base.find_row(table.absolute(), row)
+    machine = compute.setup(origin.precision, origin.threads)
+    fitted = upstream.open_generator(origin.replicate_dir, origin.generator, machine, size=origin.size)
+    origin.check(fitted)
+    path = Path(out or f"{rows['image_id'].iloc[0]}.png")
+    base.write_picture(fitted.regenerate(rows)[0], path, quality=origin.quality)
+    print(path)
+
+
+def _study_with_runs(study: str) -> str:
+    """Return the name of a study that has a folder of runs, or at least a params file."""
+    name = Path(study).stem
+    if not (runs.runs_root() / name).is_dir():
+        studies.find(study)
+    return name
+
+
+def _prepare(
+    replicate_dir: Path, folder: Path, choices: dict[str, Any], *, labels: str, seed: int, threads: int
+) -> tuple[Generator, Order, set[str]]:
+    """Open the generator and begin the data base, or go on with it; return generator, order and allowed source ids."""
+    from stda import compute, generators, upstream
+    from stda import shards as base
+    from stda.generators.pairs import target_shares
+
+    name = choices["generator"]
+    generators.generator_class(name)
+    stage, before = upstream.finished_stage(replicate_dir, name)["parameters"], base.read_order(folder)
+    # a data base that was begun goes on as it was begun: precision and threads decide the last bits
+    begun = (before.precision, threads or before.threads) if before else (stage["precision"], threads or None)
+    machine = compute.setup(*begun)
+    fitted = upstream.open_generator(replicate_dir, name, machine, size=choices["size"])
+    train = upstream.train_table(replicate_dir)
+    counts = train["label"].value_counts().to_dict()
+    order = base.Order(
+        **choices,
+        study=replicate_dir.parent.name,
+        digest=base.generator_digest(fitted),
+        seed=stage["seed"] if seed < 0 else seed,
+        shares=target_shares(labels, counts),
+        classes=sorted(counts),
+        precision=machine.precision,
+        threads=machine.threads,
+    )
+    base.begin(folder, order, machine=machine.describe(), software=software())
+    return fitted, order, set(train["image_id"])
+
+
+def _make_shard(order: Order, folder: Path, shard: int, generator: Generator, sources: set[str]) -> int:
+    """Make one shard, show how it goes, say how it ended, and return the number of rows that could not be made."""
+    from stda import shards as base
+
+    console, started = Console(stderr=True), time.monotonic()
+    with _watched(console, f"shard {shard} of {order.shards}") as callback:
+        done = base.make_shard(order, folder, shard, generator, sources=sources, callback=callback)
+    said = f"shard {shard} was there already: {done.table}"
+    if not done.was_there:
+        seconds = time.monotonic() - started
+        said = f"shard {shard}: {done.made} images in {seconds:.0f} s ({done.made / max(seconds, 1e-9):.3g} images/s)"
+    console.print(said, highlight=False, soft_wrap=True)
+    if done.failed:
+        listed = done.table.with_name(done.table.name.replace("table-", "failed-"))
+        console.print(f"{done.failed} images could not be made; {listed} says why.", style="yellow", soft_wrap=True)
+    return done.failed
+
+
+@contextmanager
+def _watched(console: Console, label: str, *, every_seconds: float = 5.0) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a callback for :func:`stda.shards.make_shard`: a bar at a terminal, else a line every few seconds."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from stda.show.progress import duration
+
+    started = last = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None, pace="")
+
+        def callback(record: dict[str, Any]) -> None:
+            nonlocal last
+            now, step, steps = time.monotonic(), record["step"], record["steps"]
+            rate = (step - record["resumed"]) / max(now - started, 1e-9)
+            pace = f"{rate:.3g} images/s, {duration((steps - step) / rate)} left"
+            bar.update(task, completed=step, total=steps, pace=pace)
+            if not console.is_terminal and now - last >= every_seconds:
+                last = now
+                print(f"{label}: {step}/{steps}, {pace}", file=sys.stderr, flush=True)
+
+        yield callback
 
 
 def _checked(name: str, data_root: str, console: Console) -> studies.Study:

@@ -12,7 +12,8 @@ import pandas as pd
 
 from stda import batch, runs
 from stda.runs import Job
-from stda.study import GENERATORS, Study
+from stda.sections import GENERATORS
+from stda.study import Study
 
 TITLES = {
     "data": "Data and split",

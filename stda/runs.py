@@ -11,36 +11,19 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
-import resource
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from stda import BadInput
-from stda.study import (
-    GENERATORS,
-    NAME,
-    NOTEBOOKS,
-    STAGES,
-    Arm,
-    Study,
-    StudySection,
-    load,
-    project_root,
-    sentence,
-    sub_seed,
-)
-
-PACKAGES = ("stda", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "papermill", "snakemake")
+from stda.sections import GENERATORS, NOTEBOOKS, STAGES, Arm, StudySection
+from stda.software import peak_memory_mb, software
+from stda.study import NAME, Study, load, project_root, sentence, sub_seed
 
 
 def runs_root() -> Path:
@@ -123,7 +106,10 @@ def parameters(study: Study, job: Job) -> dict[str, Any]:
     if job.stage == "results":
         return {"study": study.name, "seed": study.study.seed, **section}
     arm = study.arm(job.arm).model_dump(mode="json") if job.arm else {}
-    return {**common, **arm, **section}
+    values, known = {**arm, **section}, option_defaults(job.stage)
+    departures = {name: values[name] for name, default in known.items() if values[name] != default}
+    shown = {name: value for name, value in values.items() if name not in known}
+    return {**common, **shown, **({"options": departures} if known else {})}
 
 
 def parameter_model(stage: str) -> dict[str, type[BaseModel]]:
@@ -135,9 +121,20 @@ def parameter_model(stage: str) -> dict[str, type[BaseModel]]:
     return {"seed": StudySection, **({} if stage == "results" else {"precision": StudySection}), **owners}
 
 
+def option_defaults(stage: str) -> dict[str, Any]:
+    """Return the knobs of a stage that its notebook gets in the one parameter ``options``, with their defaults."""
+    fields = {name: owner.model_fields[name] for name, owner in parameter_model(stage).items()}
+    marked = {name: field for name, field in fields.items() if (field.json_schema_extra or {}).get("option")}
+    return {name: field.get_default(call_default_factory=True) for name, field in marked.items()}
+
+
 def check_parameters(stage: str, values: dict[str, Any]) -> None:
     """Validate the flat values of one notebook's parameters cell (names are checked by the batch before launch)."""
-    owners = parameter_model(stage)
+    owners, options = parameter_model(stage), values.get("options", {})
+    if not isinstance(options, dict) or set(options) - set(option_defaults(stage)):
+        known = ", ".join(option_defaults(stage))
+        raise BadInput(f"{NOTEBOOKS[stage]}: options is {options!r}; it maps names to values, of: {known}.")
+    values = {**values, **options}
     for model in dict.fromkeys(owners.values()):
         given = {name: values[name] for name, owner in owners.items() if owner is model and name in values}
         try:
@@ -220,6 +217,11 @@ class Stage:
     inputs: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every knob of ``options`` with its value, given or default."""
+        return {**option_defaults(self.job.stage), **self.values.get("options", {})}
+
     def seed(self, *names: str | int) -> int:
         """Return the sub-seed of these names for this stage of this replicate."""
         who = [] if self.job.replicate is None else [f"r{self.job.replicate}"]
@@ -284,7 +286,9 @@ def begin(stage: str, namespace: dict[str, Any]) -> Stage:
     The values are checked against the schema first, so that a notebook run by hand answers a wrong value like the
     batch does.  Left-overs of an interrupted run of the same stage are removed.
     """
-    names = ["study", *(["replicate"] if stage != "results" else []), *parameter_model(stage)]
+    known = option_defaults(stage)
+    own = [name for name in parameter_model(stage) if name not in known]
+    names = ["study", *(["replicate"] if stage != "results" else []), *own, *(["options"] if known else [])]
     missing = [name for name in names if name not in namespace]
     if missing:
         raise BadInput(f"The parameters cell of {NOTEBOOKS[stage]} does not set {', '.join(missing)}; add it.")
@@ -295,6 +299,8 @@ def begin(stage: str, namespace: dict[str, Any]) -> Stage:
     if stage != "results" and not (type(replicate) is int and replicate >= 0):
         raise BadInput(f"replicate is {replicate!r}; it must be 0, 1, 2, ...")
     check_parameters(stage, values)
+    if known:  # what is given its default departs from nothing
+        values["options"] = {name: value for name, value in values["options"].items() if value != known[name]}
     job = Job(stage, replicate, values.get("arm", ""))
     final = runs_root() / values["study"] / job.key
     partial = final.parent / f".{final.name}.partial"
@@ -365,33 +371,3 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal text."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def peak_memory_mb() -> float:
-    """Return the largest resident memory of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def software() -> dict[str, str]:
-    """Return the versions that made a result: git commit (with "+" when files differ from it), Python, packages."""
-    found = {"python": platform.python_version(), "commit": commit()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def commit() -> str:
-    """Return the git commit of the project, "+" behind it when tracked files were changed, or "unknown"."""
-
-    def git(*words: str) -> str:
-        call = subprocess.run(["git", "-C", str(project_root()), *words], capture_output=True, text=True, check=True)
-        return call.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

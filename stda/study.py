@@ -1,8 +1,4 @@
-"""The study: the schema of a params file, reading and writing it, and the seeds.  Knows no torch.
-
-The schema is the one place where a default, its limits and its one-line meaning live.  The parameters cells of the
-notebooks and ``params/quick.yaml`` repeat the defaults for readers; tests keep them in step.
-"""
+"""The study: its sections together, reading and writing a params file, and the seeds.  Knows no torch."""
 
 from __future__ import annotations
 
@@ -10,189 +6,28 @@ import difflib
 import hashlib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from stda import BadInput
-
-STAGES = ("data", "nst", "dcgan", "wgan", "pggan", "classification", "explainability", "results")
-GENERATORS = ("nst", "dcgan", "wgan", "pggan")
-NOTEBOOKS = {stage: f"{number:02d}_{stage}" for number, stage in enumerate(STAGES, start=1)}
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-
-Ratio = Field(0.5, gt=0, le=100, description="synthetic images per real training image of every class but the largest")
-Latent = Field(100, ge=1, le=4096, description="length of the latent vector")
-Batch = Field(64, ge=2, le=65536, description="images per step")
-
-
-class Section(BaseModel):
-    """A section of the params file: flat, typed, nothing unknown."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class StudySection(Section):
-    """What holds for the whole study."""
-
-    question: str = Field(
-        "Do synthetic images help a classifier of skin lesions?", min_length=1, description="what the study asks"
-    )
-    replicates: int = Field(2, ge=1, le=1000, description="independent repetitions; the unit of statistical evidence")
-    seed: int = Field(0, ge=0, description="every other seed is derived from this one by name")
-    precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the processor has it natively, float32 elsewhere"
-    )
-
-
-class DataSection(Section):
-    """01_data."""
-
-    source: Literal["phantom", "ham10000", "dermamnist", "folder"] = Field(
-        "phantom", description="where images come from"
-    )
-    root: str = Field("", description="folder (or .npz file) of the source; the phantom needs none")
-    classes: str = Field("", description="task of the source (ham10000: seven, eight, two); empty: all its classes")
-    image_size: int = Field(32, ge=16, le=1024, description="pixels of a side; images are square")
-    n_images: int = Field(
-        1500, ge=100, le=1_000_000, description="images that the phantom draws (other sources: not used)"
-    )
-    val_fraction: float = Field(0.2, gt=0, lt=0.5, description="share of the validation fold")
-    test_fraction: float = Field(0.3, gt=0, lt=0.8, description="share of the test fold")
-    skip_unreadable: bool = Field(False, description="list and skip images that cannot be decoded")
-    encoder: Literal["in-domain", "squeezenet1_0", "mobilenet_v2", "vgg16", "vgg19"] = Field(
-        "in-domain", description="frozen network of style transfer and of the fidelity measures"
-    )
-    encoder_weights: str = Field("", description="weights file; empty: torchvision's cache (in-domain: trained here)")
-    encoder_steps: int = Field(
-        200, ge=1, description="training steps of the in-domain network, also the pseudo-labeller"
-    )
-
-
-class NstSection(Section):
-    """02_nst."""
-
-    ratio: float = Ratio
-    style_size: int = Field(96, ge=32, le=1024, description="pixels at which style is transferred")
-    iterations: int = Field(1, ge=1, le=1000, description="L-BFGS calls of about 20 loss evaluations each")
-    content_weight: float = Field(0.025, ge=0, description="weight of the content loss")
-    style_weight: float = Field(1.0, ge=0, description="weight of the style loss")
-    tv_weight: float = Field(8.5e-5, ge=0, description="weight of the total variation")
-    start: Literal["content", "noise", "grey"] = Field("content", description="image that the optimisation starts from")
-    labels: Literal["pseudo", "style"] = Field(
-        "pseudo", description="label: the network's opinion, or the style's class"
-    )
-    content_class: str = Field("", description="class of the content images; empty: the largest class")
-
-
-class DcganSection(Section):
-    """03_dcgan."""
-
-    ratio: float = Ratio
-    mode: Literal["per-class", "conditional"] = Field(
-        "per-class", description="one model per class, or one that is told it"
-    )
-    width: int = Field(16, ge=4, le=512, description="channels of the widest feature map")
-    latent: int = Latent
-    steps: int = Field(1200, ge=1, description="generator updates, shared out evenly among the models")
-    batch_size: int = Batch
-    learning_rate: float = Field(2e-4, gt=0, lt=1, description="Adam's rate")
-
-
-class WganSection(Section):
-    """04_wgan."""
-
-    ratio: float = Ratio
-    width: int = Field(8, ge=4, le=512, description="channels d at the full size (paper: 64); up to 8 d at 4 px")
-    latent: int = Field(32, ge=2, le=4096, description="latent entries (paper: 128); the first are the one-hot label")
-    steps: int = Field(350, ge=1, description="generator updates")
-    batch_size: int = Field(32, ge=2, le=65536, description="images per step (paper: 64)")
-    learning_rate: float = Field(1.5e-3, gt=0, lt=1, description="Adam's rate (paper: 1e-4, for far longer runs)")
-    n_critic: int = Field(2, ge=1, le=100, description="critic updates per generator update (paper: 5)")
-    penalty_weight: float = Field(10.0, ge=0, description="weight of the gradient penalty")
-    class_weight: float = Field(2.0, gt=0, description="weight of the class head's cross-entropy (paper: 1)")
-    sampling: Literal["balanced", "empirical"] = Field("balanced", description="how often each class is drawn")
-
-
-class PgganSection(Section):
-    """05_pggan."""
-
-    ratio: float = Ratio
-    max_channels: int = Field(24, ge=8, le=512, description="channels of the lowest resolutions (paper: 512)")
-    latent: int = Field(32, ge=2, le=4096, description="length of the latent vector (paper: 512)")
-    steps: int = Field(900, ge=1, description="steps over all resolutions, stabilising and fading")
-    batch_size: int = Field(16, ge=4, multiple_of=4, description="images per step; a multiple of 4, the stddev group")
-    learning_rate: float = Field(2e-3, gt=0, lt=1, description="Adam's rate (paper: 1e-3, for far longer runs)")
-    class_weight: float = Field(2.0, gt=0, description="weight of the class loss on real images and of the generator's")
-    fake_class_weight: float = Field(0.0, ge=0, description="weight of the critic's class loss on its fakes (paper: 1)")
-    sampling: Literal["balanced", "empirical"] = Field("balanced", description="how often each class is drawn")
-
-
-class Arm(Section):
-    """One way to train the classifier."""
-
-    arm: str = Field("balanced", description="name of the arm")
-    synthetic: Literal["none", "oversample", "nst", "dcgan", "wgan", "pggan"] = Field(
-        "none", description="where the added images come from; oversample: duplicates of real ones"
-    )
-    ratio: float = Field(0.5, gt=0, le=100, description="added images per real one of every class but the largest")
-    augment: Literal["none", "classic"] = Field("classic", description="classic: flips, rotations, zoom, colour")
-    sampler: Literal["shuffle", "balanced"] = Field(
-        "balanced", description="balanced: every class is drawn equally often"
-    )
-
-    @property
-    def generator(self) -> str:
-        """Name of the generator that the arm needs, or an empty string."""
-        return self.synthetic if self.synthetic in GENERATORS else ""
-
-
-DEFAULT_ARMS = (
-    Arm(arm="none", augment="none", sampler="shuffle"),
-    Arm(arm="classic", sampler="shuffle"),
-    Arm(arm="balanced"),
-    Arm(arm="oversample", synthetic="oversample"),
-    *(Arm(arm=name, synthetic=name) for name in GENERATORS),
+from stda.sections import (
+    GENERATORS,
+    Arm,
+    ClassificationSection,
+    DataSection,
+    DcganSection,
+    ExplainabilitySection,
+    NstSection,
+    PgganSection,
+    ResultsSection,
+    Section,
+    StudySection,
+    WganSection,
 )
 
-
-class ClassificationSection(Section):
-    """06_classification, one run per arm."""
-
-    network: Literal["vgg8", "vgg11_bn", "vgg16_bn", "alexnet", "resnet18", "squeezenet1_0", "mobilenet_v2"] = Field(
-        "vgg8", description="architecture of the classifier"
-    )
-    weights: str = Field("none", description="none: from scratch; cache: torchvision's cache; else a weights file")
-    steps: int = Field(300, ge=1, description="optimiser updates, the same for every arm")
-    batch_size: int = Field(64, ge=2, le=65536, description="images per step")
-    learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak of the one-cycle schedule")
-    arms: tuple[Arm, ...] = Field(DEFAULT_ARMS, min_length=1, strict=False, description="the arms that are compared")
-
-
-class ExplainabilitySection(Section):
-    """07_explainability."""
-
-    methods: list[Literal["gradient", "integrated_gradients", "deep_taylor", "deep_taylor_bounded"]] = Field(
-        ["gradient", "integrated_gradients", "deep_taylor", "deep_taylor_bounded"],
-        min_length=1,
-        description="attribution methods",
-    )
-    n_images: int = Field(64, ge=1, description="test images, drawn evenly from the classes")
-    region_size: int = Field(4, ge=1, description="pixels of a perturbed region's side")
-    replace: Literal["mean", "zeros", "noise", "blur"] = Field("mean", description="what a perturbed region becomes")
-    random_orders: int = Field(5, ge=1, description="random orders that a ranking is compared with")
-
-
-class ResultsSection(Section):
-    """08_results."""
-
-    metric: Literal["balanced_accuracy", "macro_f1", "accuracy", "sensitivity", "specificity"] = Field(
-        "balanced_accuracy", description="what the verdict is about"
-    )
-    smallest_effect: float = Field(0.02, gt=0, lt=1, description="smallest difference of the metric that matters")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
-    resamples: int = Field(2000, ge=100, le=1_000_000, description="bootstrap resamples")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 class Study(Section):
@@ -219,6 +54,7 @@ class Study(Section):
                 raise ValueError(f"arm '{name}' is given twice; give every arm its own name")
         if all(arm.synthetic != "none" for arm in self.classification.arms):
             raise ValueError("no arm without synthetic images; add one, for example {arm: balanced}")
+        self._check_protocols()
         for arm in self.classification.arms:
             if arm.generator and arm.ratio > getattr(self, arm.generator).ratio:
                 pool = getattr(self, arm.generator).ratio
@@ -229,6 +65,29 @@ class Study(Section):
             raise ValueError(f"data.root is empty but source {self.data.source} needs it; give it or --data DIR")
         self._check_sizes()
         return self
+
+    def _check_protocols(self) -> None:
+        """Raise for an arm that would have nothing to train on, or labels that its images do not have."""
+        for arm in self.classification.arms:
+            if arm.protocol != "mix" and arm.synthetic == "none":
+                raise ValueError(
+                    f"arm '{arm.arm}' has protocol {arm.protocol} but adds no image; give it synthetic: nst"
+                )
+            if arm.synthetic in ("none", "oversample") and (arm.labels != "given" or arm.min_confidence):
+                raise ValueError(
+                    f"arm '{arm.arm}' adds real images with their own labels; leave out labels and min_confidence"
+                )
+            if arm.synthetic == "self-training" and arm.labels == "style":
+                raise ValueError(f"arm '{arm.arm}' has no style; give self-training the labels pseudo or soft")
+            if arm.protocol == "synthetic-only" and arm.generator:
+                made = getattr(self, arm.generator)
+                opinion = arm.labels in ("pseudo", "soft") or (
+                    arm.labels == "given" and getattr(made, "labels", "") == "pseudo"
+                )
+                if not (made.all_classes or opinion):
+                    raise ValueError(
+                        f"arm '{arm.arm}' trains on synthetic images only; set {arm.generator}.all_classes: true"
+                    )
 
     def _check_sizes(self) -> None:
         """Raise for sizes that some part cannot work with, which would otherwise show after an hour."""
@@ -322,7 +181,8 @@ def load(study: str | Path, *, data_root: str = "") -> Study:
 
 def _resolve_paths(content: dict[str, Any]) -> None:
     """Make the paths of a params file absolute: relative ones start at the project, wherever a notebook is run."""
-    for section, key in (("data", "root"), ("data", "encoder_weights"), ("classification", "weights")):
+    paths = ("data", "root"), ("data", "encoder_weights"), ("nst", "start_file"), ("classification", "weights")
+    for section, key in paths:
         values = content.get(section)
         text = values.get(key) if isinstance(values, dict) else None
         if isinstance(text, str) and text not in ("", "none", "cache"):
@@ -372,6 +232,8 @@ def dump(study: Study, *, header: str) -> str:
     for name, section in ((n, getattr(study, n)) for n in Study.model_fields if n != "name"):
         lines += ["", f"{name}:"]
         for key, value in section.model_dump(mode="json").items():
+            if _opens_options(type(section), key):
+                lines.append("  # further knobs, which the notebook receives as options")
             if key == "arms":
                 lines += ["  # one line per arm; what is not said has the default of an arm", "  arms:"]
                 lines += [f"    - {_flow(_departures(arm))}" for arm in section.arms]
@@ -379,6 +241,12 @@ def dump(study: Study, *, header: str) -> str:
             meaning = type(section).model_fields[key].description
             lines.append(f"  {key}: {_flow(value)}  # {meaning}")
     return "\n".join(lines) + "\n"
+
+
+def _opens_options(section: type[BaseModel], key: str) -> bool:
+    """Say whether a key is the first of a section's options."""
+    options = [name for name, field in section.model_fields.items() if (field.json_schema_extra or {}).get("option")]
+    return options[:1] == [key]
 
 
 def _departures(arm: Arm) -> dict[str, Any]:

@@ -1,14 +1,22 @@
-"""Open what notebook 01 left for the later ones: the study's encoder, and the original pictures at any size."""
+"""Open what a stage left for later ones: the study's encoder, the original pictures at any size, a generator."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from stda import data, encoders
+from stda import BadInput, data, encoders, generators
+from stda.compute import Compute
+from stda.generators.base import Generator, read_settings
+from stda.images import read_table
 from stda.runs import read_manifest
+from stda.sections import NOTEBOOKS
+
+Pictures = np.ndarray | list[np.ndarray]
 
 
 def study_encoder(data_folder: Path) -> encoders.Encoder:
@@ -19,6 +27,70 @@ def study_encoder(data_folder: Path) -> encoders.Encoder:
     return encoders.load_encoder(chosen["encoder"], weights=chosen["encoder_weights"] or "cache")
 
 
-def picture_reader(data_folder: Path, *, size: int) -> Callable[[list[str]], np.ndarray]:
-    """Return a function from image ids to their original pictures, uint8 ``(n, size, size, 3)``."""
-    return data.picture_reader(read_manifest(data_folder)["parameters"], size=size)
+def picture_reader(data_folder: Path, *, size: int, aspect: str = "square") -> Callable[[list[str]], Pictures]:
+    """Return a function from image ids to their original pictures, uint8 ``(n, size, size, 3)``.
+
+    With ``aspect`` "keep" it gives a list of uint8 ``(size, W, 3)`` instead, each W by its own picture.
+    """
+    return data.picture_reader(read_manifest(data_folder)["parameters"], size=size, aspect=aspect)
+
+
+def mask_reader(data_folder: Path, *, size: int, aspect: str = "square") -> Callable[[list[str]], Pictures]:
+    """Return a function from image ids to their lesion masks, uint8 ``(n, size, size)``, 0 or 255 (or a list)."""
+    return data.mask_reader(read_manifest(data_folder)["parameters"], size=size, aspect=aspect)
+
+
+def style_parts(data_folder: Path, *, size: int, aspect: str = "square") -> dict[str, Any]:
+    """Return what style transfer is handed: encoder, labeller, readers of pictures and (or None) masks, and resize."""
+    settings = read_manifest(data_folder)["parameters"]
+    return {
+        "encoder": study_encoder(data_folder),
+        "labeller": encoders.load_in_domain(data_folder / "in_domain"),
+        "pictures": picture_reader(data_folder, size=size, aspect=aspect),
+        "masks": mask_reader(data_folder, size=size, aspect=aspect) if data.has_masks(settings) else None,
+        "resize": data.resize,
+    }
+
+
+def finished_stage(replicate_dir: Path, stage: str) -> dict[str, Any]:
+    """Return the manifest of a stage of a replicate; raise BadInput when it has not been run."""
+    folder = replicate_dir / stage
+    if not (folder / "manifest.json").is_file():
+        job = f"stda job {replicate_dir.parent.name} {replicate_dir.name}/{stage}"
+        raise BadInput(f"Run notebooks/{NOTEBOOKS[stage]}.ipynb first, or '{job}': {folder} is missing.")
+    return read_manifest(folder)
+
+
+def train_table(replicate_dir: Path) -> pd.DataFrame:
+    """Return the table of a replicate's train fold."""
+    finished_stage(replicate_dir, "data")
+    table = read_table(replicate_dir / "data" / "table.csv")
+    return table[table["split"] == "train"]
+
+
+def open_generator(replicate_dir: Path, name: str, compute: Compute, *, size: int = 0) -> Generator:
+    """Open the fitted generator of a replicate with the parts that its notebook gave it.
+
+    ``size``: pixels of a side of its images, 0 for the size it was fitted at.  Raises BadInput when the data stage or
+    the generator's has not been run, or the generator cannot make that size.
+    """
+    for stage in ("data", name):
+        finished_stage(replicate_dir, stage)
+    if name == "nst":
+        return _open_style_transfer(replicate_dir, compute, size)
+    generator = generators.load(replicate_dir / name, compute=compute)
+    if size not in (0, generator.size):
+        raise BadInput(f"{name} was fitted at {generator.size} px and makes no images of {size} px: leave --size out.")
+    return generator
+
+
+def _open_style_transfer(replicate_dir: Path, compute: Compute, size: int) -> Generator:
+    """Open the style transfer of a replicate: at another size, pictures are restyled at that size, not enlarged."""
+    data_folder, folder = replicate_dir / "data", replicate_dir / "nst"
+    settings = read_settings(folder)
+    knobs = settings["knobs"]
+    side = size + 2 * knobs["margin"] if size else knobs["style_size"]
+    parts = style_parts(data_folder, size=side, aspect=knobs["aspect"])
+    generator = generators.load(folder, compute=compute, **parts)
+    generator.output_size = size or generator.output_size
+    return generator

@@ -1,9 +1,16 @@
+import csv
+import io
 import shutil
 import sys
+import tarfile
 
+import numpy as np
 import pytest
+from PIL import Image
+from rich.console import Console
 
 from stda import batch, cli, study
+from stda.data.phantom import CLASSES
 
 
 @pytest.fixture
@@ -26,9 +33,6 @@ def call(monkeypatch, *words):
 
 
 def make_folder(root, classes=("a", "b"), n=6):
-    import numpy as np
-    from PIL import Image
-
     for name in classes:
         (root / name).mkdir(parents=True)
         for i in range(n):
@@ -175,3 +179,141 @@ def test_status_lists_every_job(project, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "r1/classification/wgan" in out
     assert "waiting" in out
+
+
+# ------------------------------------------------------------------------------------------------ an image data base
+
+
+@pytest.fixture(scope="module")
+def fitted_runs(tmp_path_factory):
+    """Runs of a study whose data stage and whose tiny WGAN are finished."""
+    from stda import compute, data, generators, runs
+    from stda.images import ImageSet
+
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STDA_RUNS", str(root))
+        values = {**runs.parameters(study.Study(), runs.Job("data", 0)), "n_images": 100, "image_size": 16}
+        stage = runs.begin("data", values)
+        images = data.load("phantom", size=16, n_images=100)
+        folds = data.split(images.table, val_fraction=0.2, test_fraction=0.3, seed=0)
+        images = ImageSet(images.images, images.table.assign(split=folds))
+        images.save(stage.dir)
+        stage.finish(headline="x")
+        stage = runs.begin("wgan", {**runs.parameters(study.Study(), runs.Job("wgan", 0)), "seed": 3})
+        machine = compute.setup("float32")
+        generator = generators.create("wgan", width=4, latent=9, batch_size=4, n_critic=1, compute=machine)
+        generator.fit(images.select(split="train"), steps=1, seed=0)
+        pool = generator.generate(["MEL", "NV"], seed=1)
+        pool.save(stage.dir)
+        generator.save(stage.dir)
+        stage.finish(headline="x", machine=machine.describe())
+    return root, pool
+
+
+@pytest.fixture
+def fitted(project, fitted_runs, monkeypatch):
+    """The same runs in a project, as a place of one's own."""
+    shutil.copytree(fitted_runs[0], project / "runs")
+    monkeypatch.chdir(project)
+    return project
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def test_generate_in_shards_and_any_image_again(fitted, monkeypatch, capsys):
+    words = ("generate", "wgan", "--study", "quick", "--n", "80", "--shards", "2")
+    assert call(monkeypatch, *words, "--shard", "1") == 0
+    folder = fitted / "runs" / "quick" / "r0" / "generated" / "wgan"
+    assert capsys.readouterr().out.strip() == str(folder)
+    assert not (folder / "table.csv").exists()
+    assert call(monkeypatch, *words) == 0
+    assert "shard 1 was there already" in capsys.readouterr().err
+    with open(folder / "table.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["image_id"] for row in table] == [f"wgan-{k:09d}" for k in range(80)]
+    assert {sum(row["label"] == name for row in table) for name in CLASSES} == {10}
+    for row in (table[0], table[78]):
+        assert call(monkeypatch, "regenerate", str(folder / "table.csv"), row["image_id"], "--out", "again.png") == 0
+        with tarfile.open(folder / row["file"]) as archive:
+            stored = archive.extractfile(f"{row['image_id']}.png").read()
+        assert (fitted / "again.png").read_bytes() == stored
+
+
+def test_generate_folders_of_chosen_classes(fitted, monkeypatch, capsys):
+    words = ("generate", "wgan", "--study", "quick", "--n", "20", "--layout", "folders", "--format", "jpeg")
+    assert call(monkeypatch, *words, "--labels", "MEL=3,NV=1", "--out", "base", "--seed", "5") == 0
+    found = {path.name: len(list(path.iterdir())) for path in (fitted / "base" / "images").iterdir()}
+    assert found == {"MEL": 15, "NV": 5}
+    assert call(monkeypatch, *words, "--labels", "MEL=3,NV=1", "--out", "base") == 2
+    assert "holds images made with seed 5 (now 3)" in capsys.readouterr().err
+
+
+def test_an_interrupted_data_base_goes_on(fitted, monkeypatch, capsys):
+    from stda import shards
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    words = ("generate", "wgan", "--study", "quick", "--n", "20", "--shards", "2", "--out", "base")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "make_shard", interrupt)
+        assert call(monkeypatch, *words) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert call(monkeypatch, *words) == 0
+    assert len((fitted / "base" / "table.csv").read_text().splitlines()) == 21
+
+
+def test_an_image_of_a_notebook_s_pool_comes_again_too(fitted, fitted_runs, monkeypatch):
+    table = fitted / "runs" / "quick" / "r0" / "wgan" / "table.csv"
+    assert call(monkeypatch, "regenerate", str(table), "1") == 0
+    np.testing.assert_array_equal(pixels(fitted / "wgan-000001.png"), fitted_runs[1].images[1])
+
+
+def test_a_generator_fitted_anew_does_not_pretend(fitted, monkeypatch, capsys):
+    words = ("generate", "wgan", "--study", "quick", "--n", "8", "--out", "base")
+    assert call(monkeypatch, *words) == 0
+    settings = fitted / "runs" / "quick" / "r0" / "wgan" / "generator.json"
+    settings.write_text(settings.read_text().replace('"n_critic": 1', '"n_critic": 2'))
+    assert call(monkeypatch, *words) == 2
+    assert "made with digest" in capsys.readouterr().err
+    assert call(monkeypatch, "regenerate", "base/table.csv", "0") == 2
+    assert "was fitted anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("wgan", "--study", "quack", "--n", "5"), "There is no study 'quack'"),
+        (("wgan", "--study", "ci", "--n", "5"), "Run notebooks/04_wgan.ipynb first, or 'stda job ci r0/wgan'"),
+        (("dcgan", "--study", "quick", "--n", "5"), "Run notebooks/03_dcgan.ipynb first"),
+        (("nope", "--study", "quick", "--n", "5"), "Unknown generator 'nope'"),
+        (("wgan", "--study", "quick", "--n", "5", "--size", "64"), "makes no images of 64 px"),
+        (("wgan", "--study", "quick", "--n", "5", "--labels", "wart=1"), "no class 'wart'"),
+        (("wgan", "--study", "quick", "--n", "5", "--layout", "zip"), "layout is 'zip'"),
+        (("wgan", "--study", "quick", "--n", "5", "--shards", "6"), "cannot be made in 6 shards"),
+        (("wgan", "--study", "quick", "--n", "5", "--shards", "2", "--shard", "2"), "There is no shard 2"),
+    ],
+)
+def test_generate_answers_a_mistake_in_one_line(fitted, monkeypatch, capsys, words, said):
+    assert call(monkeypatch, "generate", *words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_terminal_gets_a_bar_and_a_log_gets_lines(capsys):
+    record = {"steps": 10, "resumed": 4}
+    screen = io.StringIO()
+    with cli._watched(Console(file=screen, force_terminal=True, width=100), "shard 0 of 1") as callback:
+        callback({**record, "step": 9})
+    assert "9/10" in screen.getvalue()
+    assert "images/s" in screen.getvalue()
+    with cli._watched(Console(file=io.StringIO()), "shard 0 of 1", every_seconds=0) as callback:
+        callback({**record, "step": 9})
+    line = capsys.readouterr().err
+    assert line.startswith("shard 0 of 1: 9/10, ")
+    assert "images/s" in line
+    assert line.endswith(" left\n")

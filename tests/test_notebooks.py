@@ -8,12 +8,13 @@ import re
 import pytest
 
 from stda import batch, runs
-from stda.study import NOTEBOOKS, Study, project_root
+from stda.sections import NOTEBOOKS, OPTIONS
+from stda.study import Study, project_root
 
 PATHS = sorted((project_root() / "notebooks").glob("*.ipynb"))
 FIGURES = (
     "class_counts class_sheet grid training_grids loss_curves effects arms recall_heatmap perturbation_curves "
-    "attribution_grid confusion"
+    "attribution_grid confusion agreement confidence_curve repeatability ladder reliability"
 )
 
 
@@ -70,7 +71,9 @@ class TestNotebook:
         owners = runs.parameter_model(stage)
         for name, parameter in declared.items():
             assert parameter.comment, name
-            if name in owners:
+            if name == "options":
+                assert parameter.comment == OPTIONS
+            elif name in owners:
                 assert parameter.comment == owners[name].model_fields[name].description
         batch.check_notebook(stage, values)
 

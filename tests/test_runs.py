@@ -5,7 +5,8 @@ import pytest
 
 from stda import BadInput, runs
 from stda.runs import Job
-from stda.study import STAGES, Study, load, sub_seed
+from stda.sections import STAGES
+from stda.study import Study, load, sub_seed
 
 VALUES = {
     stage: runs.parameters(Study(), next(job for job in runs.jobs(Study()) if job.stage == stage)) for stage in STAGES

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stda import BadInput, compute, data, encoders, runs, upstream
+from stda import BadInput, compute, data, encoders, generators, runs, upstream
 from stda.images import ImageSet
 from stda.runs import Job
 from stda.study import Study
@@ -44,3 +44,35 @@ def test_pictures_are_those_of_the_set_at_another_size(folder):
     ids = images.table["image_id"].tolist()[:3]
     np.testing.assert_array_equal(upstream.picture_reader(where, size=16)(ids), images.images[:3])
     assert upstream.picture_reader(where, size=48)(ids).shape == (3, 48, 48, 3)
+
+
+def test_masks_and_aspect_of_the_data_stage(folder):
+    where, images, _ = folder()
+    ids = images.table["image_id"].tolist()[:3]
+    masks = upstream.mask_reader(where, size=24)(ids)
+    assert masks.shape == (3, 24, 24)
+    keep = upstream.picture_reader(where, size=24, aspect="keep")(ids)
+    np.testing.assert_array_equal(np.stack(keep), upstream.picture_reader(where, size=24)(ids))
+
+
+def test_open_a_fitted_generator(folder, tmp_path):
+    machine = compute.setup("float32")
+    replicate = tmp_path / "quick" / "r0"
+    with pytest.raises(BadInput, match=r"Run notebooks/01_data\.ipynb first, or 'stda job quick r0/data'"):
+        upstream.open_generator(replicate, "wgan", machine)
+    where, images, _ = folder()
+    assert where == replicate / "data"
+    train = images.select(split="train")
+    assert upstream.train_table(replicate)["image_id"].tolist() == train.table["image_id"].tolist()
+    with pytest.raises(BadInput, match=r"Run notebooks/04_wgan\.ipynb first, or 'stda job quick r0/wgan'"):
+        upstream.open_generator(replicate, "wgan", machine)
+    run = runs.begin("wgan", runs.parameters(Study(), Job("wgan", 0)))
+    generator = generators.create("wgan", width=4, latent=9, batch_size=4, n_critic=1, compute=machine)
+    generator.fit(train, steps=1, seed=0)
+    generator.save(run.dir)
+    run.finish(headline="x")
+    for size in (0, 16):
+        opened = upstream.open_generator(replicate, "wgan", machine, size=size)
+        assert (opened.generate(["MEL"], seed=0).images == generator.generate(["MEL"], seed=0).images).all()
+    with pytest.raises(BadInput, match="fitted at 16 px and makes no images of 32 px"):
+        upstream.open_generator(replicate, "wgan", machine, size=32)

@@ -1,8 +1,10 @@
 """Classifiers: networks, arms, augmentation, training, predictions."""
 
-from stda.classify.arms import OVERSAMPLE, SAMPLERS, Arm, added_counts, assemble
+from stda.classify.arms import PROTOCOLS, SAMPLERS, Arm, Training, added_counts, assemble
 from stda.classify.augment import AUGMENTS, classic
 from stda.classify.chosen import trained_arms
+from stda.classify.controls import OVERSAMPLE, SELF_TRAINING
+from stda.classify.labels import LABELS
 from stda.classify.networks import NETWORKS, VGG8, Classifier, build
 from stda.classify.outcome import (
     best_arms,
@@ -10,18 +12,23 @@ from stda.classify.outcome import (
     even_sample,
     load_model,
     prediction_table,
+    repeat_table,
     save_model,
 )
 from stda.classify.train import balanced_accuracy, example_batch, predict, train_classifier
 
 __all__ = [
     "AUGMENTS",
+    "LABELS",
     "NETWORKS",
     "OVERSAMPLE",
+    "PROTOCOLS",
     "SAMPLERS",
+    "SELF_TRAINING",
     "VGG8",
     "Arm",
     "Classifier",
+    "Training",
     "added_counts",
     "assemble",
     "balanced_accuracy",
@@ -34,6 +41,7 @@ __all__ = [
     "load_model",
     "predict",
     "prediction_table",
+    "repeat_table",
     "save_model",
     "train_classifier",
     "trained_arms",

@@ -4,65 +4,158 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from stda import BadInput
+from stda.classify.controls import OVERSAMPLE, SELF_TRAINING, duplicates, self_training
+from stda.classify.labels import LABELS, asked, one_hot, relabel
 from stda.images import ImageSet, require_train
 
-OVERSAMPLE = "oversample"
+if TYPE_CHECKING:
+    from stda.compute import Compute
+    from stda.encoders import InDomain
+
 SAMPLERS = ("shuffle", "balanced")
+PROTOCOLS = ("mix", "pretrain", "synthetic-only")
+SPARE = 3  # pictures that self-training makes per one it needs, when unsure ones are left out
 
 
 @dataclass(frozen=True)
 class Arm:
     """One way to train the classifier, as plain values.
 
-    ``synthetic`` is "none", "oversample" (duplicates of real images with the counts of a generator's arm: the placebo)
-    or the name of a generator; ``ratio`` is added images per real one of every class but the largest; ``augment`` and
-    ``sampler`` are names of :data:`stda.classify.augment.AUGMENTS` and :data:`SAMPLERS`.
+    ``synthetic`` is "none", "oversample" or "self-training" (:mod:`stda.classify.controls`), or the name of a
+    generator; ``ratio`` is added images per real one of every class but the largest.  ``protocol`` puts the added
+    images beside the real ones (mix), before them (pretrain, for ``pretrain_share`` of the updates), or in their place
+    (synthetic-only).  ``labels`` says which label they carry (:func:`stda.classify.labels.relabel`), and those with a
+    ``label_confidence`` below ``min_confidence`` are left out.  ``augment`` and ``sampler`` are names of
+    :data:`stda.classify.augment.AUGMENTS` and :data:`SAMPLERS`.
     """
 
     name: str
     synthetic: str = "none"
-    ratio: float = 1.0
+    ratio: float = 0.5
     augment: str = "classic"
     sampler: str = "balanced"
+    protocol: str = "mix"
+    pretrain_share: float = 0.5
+    labels: str = "given"
+    min_confidence: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise BadInput(f"Unknown sampler '{self.sampler}' of arm '{self.name}'; use {' or '.join(SAMPLERS)}.")
+        for knob, allowed in (("sampler", SAMPLERS), ("protocol", PROTOCOLS), ("labels", LABELS)):
+            if getattr(self, knob) not in allowed:
+                found = getattr(self, knob)
+                raise BadInput(f"Unknown {knob} '{found}' of arm '{self.name}'; use {', '.join(allowed)}.")
         if not self.ratio > 0:
             raise BadInput(f"ratio of arm '{self.name}' is {self.ratio}; it must be positive.")
+        if not (0 < self.pretrain_share < 1 and 0 <= self.min_confidence < 1):
+            raise BadInput(
+                f"pretrain_share and min_confidence of arm '{self.name}' are {self.pretrain_share} and "
+                f"{self.min_confidence}; they are shares below 1, the first above 0."
+            )
+        if self.synthetic == "none" and self.protocol != "mix":
+            raise BadInput(f"Protocol {self.protocol} of arm '{self.name}' needs added images: set synthetic.")
+        if self.synthetic in ("none", OVERSAMPLE) and (self.labels != "given" or self.min_confidence):
+            raise BadInput(f"Arm '{self.name}' makes no new images: leave labels 'given' and min_confidence 0.")
+
+    def pretrain_steps(self, steps: int) -> int:
+        """Return how many of ``steps`` updates are made with the added images before the real ones are seen."""
+        return round(self.pretrain_share * steps) if self.protocol == "pretrain" else 0
 
 
-def added_counts(train: ImageSet, ratio: float) -> dict[str, int]:
-    """Return how many images are added per class: ``round(ratio * n)`` for every class but the largest."""
-    return {label: round(ratio * n) for label, n in train.counts().iloc[1:].sort_index().items()}
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What an arm trains on.
+
+    ``images`` are those of the last, mostly the only phase; ``pretrain`` those of a phase before it, or None.
+    ``composition`` has a row per class: ``class``, ``real`` (images of the train fold that are used), ``wanted`` (added
+    images that the arm asks of this class), ``added`` (those it got: fewer where unsure labels were left out), and
+    ``labelled`` (added images that carry this label, whatever class they were asked for).
+    """
+
+    images: ImageSet
+    pretrain: ImageSet | None
+    composition: pd.DataFrame
 
 
-def assemble(arm: Arm, train: ImageSet, synthetic: ImageSet | None = None, *, seed: int = 0) -> ImageSet:
-    """Return the training images of an arm: all of the train fold, then what the arm adds.
+def added_counts(train: ImageSet, ratio: float, *, largest: bool = False) -> dict[str, int]:
+    """Return how many images are added per class: ``round(ratio * n)``, for the largest class only if asked."""
+    return {label: round(ratio * n) for label, n in train.counts().iloc[0 if largest else 1 :].sort_index().items()}
 
-    A generator's images are taken from ``synthetic`` in its order, as many per *asked* class as
-    :func:`added_counts` says (column ``asked_label`` where the set has it, else ``label``), and keep their own
-    ``label``: style transfer asks for one class and may be given another by its pseudo-labeller.  "oversample" draws
-    duplicates of real images instead, every image equally often (``seed`` decides who is drawn once more); a duplicate
-    stays in its group and is named by its original and a running number.
+
+def assemble(
+    arm: Arm,
+    train: ImageSet,
+    synthetic: ImageSet | None = None,
+    *,
+    seed: int = 0,  # which real images a control draws
+    labeller: InDomain | None = None,  # for self-training, and for opinions that the synthetic set does not hold
+    compute: Compute | None = None,  # of the labeller
+) -> Training:
+    """Return what an arm trains on: the train fold and what the arm adds, put together as its protocol says.
+
+    A generator's images are taken from ``synthetic`` in its order, as many per *asked* class as :func:`added_counts`
+    says (column ``asked_label`` where the set has it, else ``label``).  The label they carry is another matter: style
+    transfer asks for one class and may be given another by its pseudo-labeller.  Where unsure images are left out, the
+    next of their class take their places; when there are no more, the arm is smaller and the composition says so.
+    Images that train alone, for a while or to the end, are of every class, the largest too where the pool has it.
 
     Raises BadInput for rows outside the train fold, a set that is not of this arm's generator or of another size,
-    labels that the train fold lacks, and a set with too few images of a class.
+    labels that the train fold lacks, a set with too few images of a class, and added images that must train alone but
+    lack a class (synthetic-only) or know one only (pretrain).
     """
     require_train(train, f"Arm '{arm.name}'")
+    wanted = _wanted(arm, train, synthetic)
     if arm.synthetic == "none":
-        return train
-    if arm.synthetic == OVERSAMPLE:
-        return ImageSet.concat(train, _duplicates(train, arm.ratio, seed))
-    if synthetic is None:
+        return Training(train, None, _composition(arm, train, None, wanted))
+    added = _added(arm, train, synthetic, wanted, seed=seed, labeller=labeller, compute=compute)
+    composition = _composition(arm, train, added, wanted)
+    if arm.labels == "soft":
+        train = one_hot(train, train.classes)
+    if arm.protocol == "mix":
+        return Training(ImageSet.concat(train, added), None, composition)
+    _check_alone(arm, train, added)
+    if arm.protocol == "synthetic-only":
+        return Training(added, None, composition)
+    return Training(train, added, composition)
+
+
+def _wanted(arm: Arm, train: ImageSet, pool: ImageSet | None) -> dict[str, int]:
+    """Return how many images of each class the arm asks for."""
+    if arm.synthetic == "none":
+        return {}
+    if arm.synthetic in (OVERSAMPLE, SELF_TRAINING):
+        return added_counts(train, arm.ratio, largest=arm.protocol != "mix")
+    if pool is None:
         raise BadInput(f"Arm '{arm.name}' needs images of '{arm.synthetic}', got none: run that stage first.")
-    _check_pool(arm, train, synthetic)
-    return ImageSet.concat(train, synthetic.select(_chosen_rows(arm, train, synthetic)))
+    has_largest = train.counts().index[0] in asked(pool)
+    return added_counts(train, arm.ratio, largest=arm.protocol != "mix" and has_largest)
+
+
+def _added(
+    arm: Arm,
+    train: ImageSet,
+    pool: ImageSet | None,
+    wanted: dict[str, int],
+    *,
+    seed: int,
+    labeller: InDomain | None,
+    compute: Compute | None,
+) -> ImageSet:
+    """Return the images that the arm adds, with the labels it wants."""
+    if arm.synthetic == OVERSAMPLE:
+        return duplicates(train, wanted, seed=seed)
+    opinion = {"labeller": labeller, "compute": compute}
+    if arm.synthetic == SELF_TRAINING:
+        spare = SPARE if arm.min_confidence else 1
+        pool = self_training(train, {label: spare * n for label, n in wanted.items()}, seed=seed, **opinion)
+    _check_pool(arm, train, pool)
+    pool = relabel(pool, arm.labels, classes=train.classes, sure=arm.min_confidence > 0, **opinion)
+    return pool.select(_chosen_rows(arm, pool, wanted))
 
 
 def _check_pool(arm: Arm, train: ImageSet, pool: ImageSet) -> None:
@@ -73,40 +166,49 @@ def _check_pool(arm: Arm, train: ImageSet, pool: ImageSet) -> None:
     makers = sorted(set(pool.table["generator"]) - {arm.synthetic})
     if makers:
         raise BadInput(f"Arm '{arm.name}' uses '{arm.synthetic}', but was given images of {makers}.")
-    unknown = sorted(set(pool.labels) - set(train.labels))
+    unknown = sorted({*pool.labels, *asked(pool)} - set(train.labels))
     if unknown:
         raise BadInput(f"Synthetic images have labels {unknown} that the train fold lacks: make them from this fold.")
 
 
-def _chosen_rows(arm: Arm, train: ImageSet, pool: ImageSet) -> np.ndarray:
-    """Return the rows of the pool that fulfil the counts, in the pool's order."""
-    asked = pool.table["asked_label"] if "asked_label" in pool.table else pool.table["label"]
-    asked, rows = asked.to_numpy(), []
-    for label, n in added_counts(train, arm.ratio).items():
-        found = np.flatnonzero(asked == label)
+def _chosen_rows(arm: Arm, pool: ImageSet, wanted: dict[str, int]) -> np.ndarray:
+    """Return the rows of the pool that fulfil the counts and are sure enough, in the pool's order."""
+    classes, sure = asked(pool), pool.table["label_confidence"].to_numpy() >= arm.min_confidence
+    rows = [np.zeros(0, int)]
+    for label, n in wanted.items():
+        found = np.flatnonzero(classes == label)
         if len(found) < n:
             raise BadInput(
                 f"Arm '{arm.name}' needs {n} images of class {label} (ratio {arm.ratio:g}), but '{arm.synthetic}' made "
                 f"{len(found)}: lower the arm's ratio or raise that of {arm.synthetic}."
             )
-        rows.append(found[:n])
-    return np.sort(np.concatenate(rows)) if rows else np.zeros(0, int)
+        rows.append(found[sure[found]][:n])
+    return np.sort(np.concatenate(rows))
 
 
-def _duplicates(train: ImageSet, ratio: float, seed: int) -> ImageSet:
-    """Return duplicates of real rows in the counts of a generator's arm: whole rounds first, the rest drawn."""
-    random, chosen, rounds = np.random.default_rng(seed), [], []
-    for label, n in added_counts(train, ratio).items():
-        rows = np.flatnonzero(train.labels == label)
-        drawn = np.concatenate([random.permutation(rows) for _ in range(-(-n // len(rows)))] or [rows[:0]])[:n]
-        chosen.append(drawn)
-        rounds.append(np.arange(n) // len(rows) + 1)
-    rows = np.concatenate(chosen) if chosen else np.zeros(0, int)
-    copies = train.select(rows)
-    ids = copies.table["image_id"]
-    numbers = pd.Series(np.concatenate(rounds) if rounds else rows).astype(str)
-    table = copies.table.assign(image_id=ids + "+" + numbers, generator=OVERSAMPLE, source_ids=ids)
-    return ImageSet(copies.images, table)
+def _check_alone(arm: Arm, train: ImageSet, added: ImageSet) -> None:
+    """Raise unless a classifier can be trained on the added images alone."""
+    missing = sorted(set(train.classes) - set(added.classes))
+    remedy = "make images of every class (all_classes), choose other labels, or take protocol mix"
+    if arm.protocol == "synthetic-only" and missing:
+        raise BadInput(
+            f"Arm '{arm.name}' trains on added images only, and none is labelled {', '.join(missing)}: {remedy}."
+        )
+    if len(added.classes) < 2:
+        found = ", ".join(added.classes) or "nothing"
+        raise BadInput(f"Arm '{arm.name}' pre-trains on images labelled {found} only: {remedy}.")
+
+
+def _composition(arm: Arm, train: ImageSet, added: ImageSet | None, wanted: dict[str, int]) -> pd.DataFrame:
+    """Return the table of :class:`Training`."""
+    columns = {
+        "real": train.counts() * (arm.protocol != "synthetic-only"),
+        "wanted": pd.Series(wanted, dtype=int),
+        "added": pd.Series(asked(added) if added else [], dtype=object).value_counts(),
+        "labelled": added.counts() if added else pd.Series(dtype=int),
+    }
+    table = pd.DataFrame(columns, index=pd.Index(train.classes, name="class"))
+    return table.fillna(0).astype(int).reset_index()
 
 
 def batches(labels: np.ndarray, *, sampler: str, batch_size: int, seed: int) -> Iterator[np.ndarray]:

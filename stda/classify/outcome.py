@@ -14,6 +14,7 @@ import torch
 from stda import BadInput
 from stda.classify.networks import Classifier, build
 from stda.images import ImageSet
+from stda.sections import REAL_ONLY
 
 if TYPE_CHECKING:
     from stda.compute import Compute
@@ -36,6 +37,20 @@ def prediction_table(images: ImageSet, probabilities: np.ndarray, classes: Seque
     table["predicted"] = np.asarray(classes, dtype=object)[probabilities.argmax(axis=1)]
     columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(classes)}
     return pd.concat([table, pd.DataFrame(columns)], axis=1)
+
+
+def repeat_table(predictions: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the test predictions of several trainings of one arm below each other.
+
+    ``predictions`` are tables of :func:`prediction_table`, the first that of the arm's own model.  The columns are
+    ``repeat`` (0, 1, ...), ``image_id``, ``label``, ``predicted`` and a ``p_<class>`` per class; other folds are left
+    out.  Raises BadInput when the trainings were not tested on the same images.
+    """
+    parts = [table[table["split"] == "test"].assign(repeat=number) for number, table in enumerate(predictions)]
+    if any(part["image_id"].tolist() != parts[0]["image_id"].tolist() for part in parts):
+        raise BadInput("Repeats were tested on different images: predict the same test fold with each of them.")
+    opinions = [column for column in parts[0] if column.startswith("p_")]
+    return pd.concat(parts, ignore_index=True)[["repeat", "image_id", "label", "predicted", *opinions]]
 
 
 def save_model(model: Classifier, folder: Path) -> None:
@@ -74,13 +89,13 @@ def load_model(folder: Path, compute: Compute | None = None) -> Classifier:
 def best_arms(trained: pd.DataFrame, *, score: str = "val_balanced_accuracy") -> pd.DataFrame:
     """Return the best arm without a generator and the best with one (if any), by their score on the validation fold.
 
-    ``trained`` has a row per arm with columns ``arm``, ``synthetic`` and ``score``.  Oversampled duplicates are real
-    images and count as without.  Ties go to the first row.
+    ``trained`` has a row per arm with columns ``arm``, ``synthetic`` and ``score``.  Oversampled duplicates and
+    self-training add real images and count as without.  Ties go to the first row.
     """
     missing = [c for c in ("arm", "synthetic", score) if c not in trained]
     if missing or not len(trained):
         raise BadInput(f"No trained arms to choose from ({len(trained)} rows, missing {missing}): run 06 first.")
-    plain = trained["synthetic"].isin(["none", "oversample"])
+    plain = trained["synthetic"].isin(REAL_ONLY)
     best = [part[score].idxmax() for part in (trained[plain], trained[~plain]) if len(part)]
     return trained.loc[best].reset_index(drop=True)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch.nn import functional
 from stda import BadInput
 from stda.classify.arms import Arm, batches
 from stda.classify.augment import Augment, augmentation
+from stda.classify.labels import codes, targets
 from stda.classify.networks import Classifier, build
 from stda.compute import rng
 from stda.images import ImageSet, require_train, to_tensor, to_uint8
+from stda.study import sub_seed
 
 if TYPE_CHECKING:
     from stda.compute import Compute
@@ -29,31 +32,35 @@ def train_classifier(
     val: ImageSet,
     *,
     classes: Sequence[str],  # labels in the order of the outputs: those of the real train fold, sorted
-    steps: int,  # optimiser updates, however large the training set is
+    steps: int,  # optimiser updates of both phases together, however large the training set is
     seed: int,
     compute: Compute,
     network: str = "vgg8",
     weights: str = "none",  # none: from scratch; cache: torchvision's cache; else a weights file
     batch_size: int = 128,
-    learning_rate: float = 2e-3,  # peak of the one-cycle schedule
+    learning_rate: float = 2e-3,  # peak of the one-cycle schedule of each phase
     augment: str = "classic",
     sampler: str = "balanced",
+    pretrain: ImageSet | None = None,  # images of a phase before ``train``
+    pretrain_steps: int = 0,  # how many of the steps that phase has
     evaluate_every: int = 0,  # steps between looks at the validation fold; 0: a tenth of the steps
-    average: float = 0.0,  # > 0: decay of a running mean of the weights, which is then what is validated and kept
     callback: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[Classifier, pd.DataFrame]:
     """Train a classifier and return it as it was at its best balanced accuracy on the validation fold.
 
-    AdamW, cross-entropy, one-cycle schedule in steps.  ``train`` has rows of split train and synthetic, ``val`` real
-    rows of split val.  The history has a row per step: ``step``, ``loss``, ``learning_rate``, and at looks
-    ``val_loss``, ``val_balanced_accuracy``, ``kept`` (the best so far).  ``callback`` gets ``step``, ``steps``,
-    ``loss`` after each step, and ``val_balanced_accuracy`` at looks.
+    AdamW, one-cycle schedule in steps, cross-entropy with the labels, or with the probabilities in ``target_<class>``
+    where a set has these columns.  ``train`` and ``pretrain`` have rows of split train and synthetic, ``val`` real rows
+    of split val.  Each phase has an optimiser and a schedule of its own; the checkpoint is chosen in the last.  The
+    history has a row per step: ``step`` (over both phases), ``phase`` (pretrain, train), ``loss``, ``learning_rate``,
+    and at looks ``val_loss``, ``val_balanced_accuracy``, ``kept`` (the best so far).  ``callback`` gets ``step``,
+    ``steps``, ``loss`` after each step, and ``val_balanced_accuracy`` at looks.
 
     Raises BadInput for rows of another fold, an image in both sets, labels outside ``classes``, image sizes that
-    differ, and a loss that is no longer finite.
+    differ, probabilities that do not sum to one, and a loss that is no longer finite.
     """
-    classes = list(classes)
-    _check_folds(train, val, classes)
+    classes, phases = list(classes), _phases(train, pretrain, steps, pretrain_steps)
+    for phase in phases:
+        _check_folds(phase.images, val, classes)
     if steps < 1 or batch_size < 2:
         raise BadInput(f"steps is {steps} and batch_size {batch_size}; at least 1 and 2 are needed.")
     with torch.random.fork_rng(devices=[]):
@@ -61,50 +68,79 @@ def train_classifier(
         model = build(network, n_classes=len(classes), size=train.size, weights=weights)
         model.classes = classes
         model.to(compute.device, memory_format=torch.channels_last)
-        feed = _feed(train, classes, augmentation(augment), sampler, batch_size, seed, compute)
-        keeper = _Keeper(model, val, compute, average)
-        history = _loop(model, feed, keeper, steps, learning_rate, evaluate_every, callback)
+        keeper, every, history = _Keeper(model, val, compute), evaluate_every or math.ceil(steps / 10), []
+        for phase in phases:
+            phase_seed = seed if phase.last else sub_seed(seed, phase.name)
+            feed = _feed(phase.images, classes, augmentation(augment), sampler, batch_size, phase_seed, compute)
+            for record in _loop(model, feed, keeper, phase, learning_rate, every):
+                history.append(record)
+                if callback:
+                    shown = ("step", "loss", "val_balanced_accuracy")
+                    callback({"steps": steps, **{name: record[name] for name in shown if name in record}})
     keeper.restore()
     return model.eval(), pd.DataFrame(history)
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A stretch of the training on one set of images, steps ``first`` to ``stop - 1`` of the whole."""
+
+    name: str
+    images: ImageSet
+    first: int
+    stop: int
+    last: bool  # no phase follows: checkpoints are kept
+
+
+def _phases(train: ImageSet, pretrain: ImageSet | None, steps: int, pretrain_steps: int) -> list[_Phase]:
+    """Return the one or two phases of a training."""
+    if pretrain is None and pretrain_steps == 0:
+        return [_Phase("train", train, 1, steps + 1, last=True)]
+    if pretrain is None or not 0 < pretrain_steps < steps:
+        found = "no images" if pretrain is None else f"{len(pretrain)} images"
+        raise BadInput(
+            f"Pre-training was given {pretrain_steps} of {steps} steps and {found}; give it images and at least one "
+            "step, and leave one to the training."
+        )
+    change = pretrain_steps + 1
+    return [
+        _Phase("pretrain", pretrain, 1, change, last=False),
+        _Phase("train", train, change, steps + 1, last=True),
+    ]
 
 
 def _loop(
     model: Classifier,
     feed: Iterable[tuple[torch.Tensor, torch.Tensor]],
     keeper: _Keeper,
-    steps: int,
+    phase: _Phase,
     learning_rate: float,
-    evaluate_every: int,
-    callback: Callable[[dict[str, Any]], None] | None,
-) -> list[dict[str, float]]:
-    """Run the updates and return the history."""
+    every: int,
+) -> Iterator[dict[str, Any]]:
+    """Run the updates of one phase and yield a row of the history after each."""
     optimiser = torch.optim.AdamW(_weight_groups(model), lr=learning_rate, fused=True)
     # a one-cycle schedule needs at least a few steps to rise and fall in
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=max(steps, 8), pct_start=0.25)
-    every, history = evaluate_every or max(1, math.ceil(steps / 10)), []
-    for step, (images, targets) in zip(range(1, steps + 1), feed, strict=False):
+    length = max(phase.stop - phase.first, 8)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=length, pct_start=0.25)
+    for step, (images, wanted) in zip(range(phase.first, phase.stop), feed, strict=False):
         # one update
         model.train()
         with keeper.compute.autocast():
             logits = model(images)
-        loss = functional.cross_entropy(logits.float(), targets)
+        loss = functional.cross_entropy(logits.float(), wanted)  # class indices or probabilities
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        record = {"step": step, "loss": loss.item(), "learning_rate": schedule.get_last_lr()[0]}
+        rate = schedule.get_last_lr()[0]
+        record = {"step": step, "phase": phase.name, "loss": loss.item(), "learning_rate": rate}
         schedule.step()
-        keeper.follow(step)
         if not math.isfinite(record["loss"]):
             raise BadInput(f"Training diverged at step {step} (loss {record['loss']}): lower learning_rate.")
 
         # now and then, and at the end, a look at the validation fold
-        if step % every == 0 or step == steps:
-            record |= keeper.look()
-        history.append(record)
-        if callback:
-            shown = ("step", "loss", "val_balanced_accuracy")
-            callback({"steps": steps, **{name: record[name] for name in shown if name in record}})
-    return history
+        if step % every == 0 or step == phase.stop - 1:
+            record |= keeper.look(keep=phase.last)
+        yield record
 
 
 def _weight_groups(model: torch.nn.Module) -> list[dict]:
@@ -119,33 +155,20 @@ def _weight_groups(model: torch.nn.Module) -> list[dict]:
 class _Keeper:
     """Looks at the validation fold and keeps the weights that did best there."""
 
-    def __init__(self, model: Classifier, val: ImageSet, compute: Compute, average: float) -> None:
-        self.model, self.compute, self.decay = model, compute, average
-        self.pixels, self.targets = val.images, _codes(val.labels, model.classes)
+    def __init__(self, model: Classifier, val: ImageSet, compute: Compute) -> None:
+        self.model, self.compute = model, compute
+        self.pixels, self.targets = val.images, codes(val.labels, model.classes)
         self.best, self.best_state = -1.0, {}
-        self.mean = {k: v.detach().clone() for k, v in model.state_dict().items()} if average else {}
 
-    @torch.no_grad()
-    def follow(self, step: int) -> None:
-        """Move the running mean of the weights, which forgets the first ones quickly."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in self.model.state_dict().items() if self.mean else ():
-            self.mean[name].lerp_(value, 1 - decay) if value.is_floating_point() else self.mean[name].copy_(value)
-
-    def look(self) -> dict[str, float]:
-        """Score the weights on the validation fold and keep them if they are no worse than the best so far."""
-        now = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        if self.mean:
-            self.model.load_state_dict(self.mean)
+    def look(self, *, keep: bool) -> dict[str, float]:
+        """Score the weights on the validation fold and, if asked, keep them if they are no worse than the best."""
         logits = _logits(self.model, self.pixels, self.compute, batch_size=256, autocast=True)
-        if self.mean:
-            self.model.load_state_dict(now)
         loss = functional.cross_entropy(logits, torch.from_numpy(self.targets)).item()
         score = balanced_accuracy(self.targets, logits.argmax(dim=1).numpy())
-        kept = score >= self.best  # of equals the later: it has a lower learning rate behind it
+        kept = keep and score >= self.best  # of equals the later: it has a lower learning rate behind it
         if kept:
             self.best = score
-            self.best_state = {k: v.clone() for k, v in self.mean.items()} if self.mean else now
+            self.best_state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         return {"val_loss": loss, "val_balanced_accuracy": score, "kept": kept}
 
     def restore(self) -> None:
@@ -160,7 +183,9 @@ def balanced_accuracy(targets: np.ndarray, predicted: np.ndarray) -> float:
 
 def _check_folds(train: ImageSet, val: ImageSet, classes: list[str]) -> None:
     """Raise unless the folds are what their names say; no switch turns this off."""
-    require_train(train.select(train.table["split"].to_numpy() != "synthetic"), "A classifier")
+    real = train.table["split"].to_numpy() != "synthetic"
+    if real.any() or not len(train):  # protocol synthetic-only has no real rows
+        require_train(train.select(real), "A classifier")
     wrong = sorted(set(val.table["split"]) - {"val"})
     if wrong or not len(val):
         found = f"rows of split {wrong}" if wrong else "no rows"
@@ -177,25 +202,19 @@ def _check_folds(train: ImageSet, val: ImageSet, classes: list[str]) -> None:
         raise BadInput(f"Train images have {train.size} px and validation images {val.size}: resize them alike.")
 
 
-def _codes(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Return the class index ``(N,)`` of each label."""
-    position = {name: i for i, name in enumerate(classes)}
-    return np.array([position[label] for label in labels], dtype=np.int64)
-
-
 def _feed(
     train: ImageSet, classes: list[str], augment: Augment, sampler: str, batch_size: int, seed: int, compute: Compute
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """Yield augmented batches and their targets on the device, without end, all randomness from ``seed``."""
-    targets, noise = _codes(train.labels, classes), rng(seed)
-    for rows in batches(targets, sampler=sampler, batch_size=batch_size, seed=seed):
+    wanted, noise = targets(train, classes), rng(seed)
+    for rows in batches(codes(train.labels, classes), sampler=sampler, batch_size=batch_size, seed=seed):
         images = to_tensor(train.images[rows]).to(compute.device)
-        yield augment(images, noise), torch.from_numpy(targets[rows]).to(compute.device)
+        yield augment(images, noise), torch.from_numpy(wanted[rows]).to(compute.device)
 
 
 def example_batch(train: ImageSet, arm: Arm, *, n: int = 36, seed: int = 0) -> np.ndarray:
     """Return n images as training would see them, sampled and augmented: uint8 ``(n, H, W, 3)``."""
-    labels = _codes(train.labels, train.classes)
+    labels = codes(train.labels, train.classes)
     rows = next(batches(labels, sampler=arm.sampler, batch_size=n, seed=seed))
     return to_uint8(augmentation(arm.augment)(to_tensor(train.images[rows]), rng(seed)))
 

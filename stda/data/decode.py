@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from stda import BadInput
 if TYPE_CHECKING:
     from PIL import Image
 
+ASPECTS = ("square", "keep")
 RECIPE = 1  # raise it whenever the same file would decode to other pixels: cache keys carry it
 
 
@@ -33,20 +35,50 @@ def workers() -> int:
 # ---------------------------------------------------------------------------------------------------------- one image
 
 
-def resize_one(image: np.ndarray | Image.Image, size: int) -> np.ndarray:
-    """Cut the centre square and resize it to ``(size, size, 3)`` uint8 with Pillow's antialiased Lanczos filter."""
+def resize_one(image: np.ndarray | Image.Image, size: int, aspect: str = "square") -> np.ndarray:
+    """Bring a picture to ``size`` pixels of height, uint8 ``(size, W, 3)``, with Pillow's antialiased Lanczos filter.
+
+    ``aspect`` "square" cuts the centre square out first; "keep" keeps the frame, W follows from it.
+    """
     from PIL import Image
 
     if isinstance(image, np.ndarray):
         image = Image.fromarray(np.ascontiguousarray(image))
+    if aspect == "square":  # cut first: the filter must not see what lies outside the square
+        image = centre_square(image)
+    target = frame(image.size, size)
+    return np.asarray(image if image.size == target else image.resize(target, Image.Resampling.LANCZOS))
+
+
+def resize_mask(mask: Image.Image, size: int, aspect: str, picture: tuple[int, int]) -> np.ndarray:
+    """Bring a mask to where :func:`resize_one` brings its picture of (width, height): uint8 ``(size, W)``, 0 or 255.
+
+    The nearest pixel is taken, no grey is made; what is brighter than half counts as set.  A square picture is taken
+    for the centre square of the frame that the mask shows; any other must have the mask's proportions (ValueError).
+    """
+    from PIL import Image
+
+    square = picture[0] == picture[1]
+    if not square and abs(mask.width * picture[1] - mask.height * picture[0]) > max(picture):
+        raise ValueError(f"has {mask.width} x {mask.height} px, its picture {picture[0]} x {picture[1]}")
+    if square or aspect == "square":
+        mask, picture = centre_square(mask), (1, 1)
+    bright = mask.convert("L").resize(frame(picture, size), Image.Resampling.NEAREST)
+    return np.where(np.asarray(bright) > 127, 255, 0).astype(np.uint8)
+
+
+def centre_square(image: Image.Image) -> Image.Image:
+    """Cut the largest square around the centre out of a picture."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    if (width, height) != (side, side):  # cut first: the filter must not see what lies outside the square
-        image = image.crop((left, top, left + side, top + side))
-    if side != size:
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image)
+    return image if width == height else image.crop((left, top, left + side, top + side))
+
+
+def frame(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    """Return (width, height) at ``size`` pixels of height: 600 x 450 gives 298 x 224, as in ST-DA."""
+    width, height = shape
+    return max(size * width // height, 1), size
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
@@ -69,8 +101,14 @@ def check_size(size: int) -> None:
         raise BadInput(f"image_size is {size}; give a positive whole number of pixels, for example 32.")
 
 
-def decode_one(path: Path, size: int) -> np.ndarray | str:
-    """Return the picture of a file as ``(size, size, 3)`` uint8 RGB, or one phrase that says why it cannot be read."""
+def check_aspect(aspect: str) -> None:
+    """Raise unless ``aspect`` is one of :data:`ASPECTS`."""
+    if aspect not in ASPECTS:
+        raise BadInput(f"aspect is '{aspect}'; it must be one of {', '.join(ASPECTS)}.")
+
+
+def decode_one(path: Path, size: int, aspect: str = "square") -> np.ndarray | str:
+    """Return the picture of a file as :func:`resize_one` gives it, or one phrase that says why it cannot be read."""
     from PIL import Image, ImageOps
 
     try:
@@ -78,7 +116,7 @@ def decode_one(path: Path, size: int) -> np.ndarray | str:
             file.load()
             if file.mode == "F" or file.mode.startswith("I"):
                 return f"pixel format {file.mode} (convert it to 8 bits per channel)"
-            return resize_one(ImageOps.exif_transpose(file).convert("RGB"), size)
+            return resize_one(ImageOps.exif_transpose(file).convert("RGB"), size, aspect)
     except FileNotFoundError:
         return "not there"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -86,6 +124,12 @@ def decode_one(path: Path, size: int) -> np.ndarray | str:
 
 
 # --------------------------------------------------------------------------------------------------------- many files
+
+
+def decode_each(paths: list[Path], *, size: int, aspect: str = "square") -> Iterator[np.ndarray | str]:
+    """Yield what :func:`decode_one` makes of each file, in order, decoded in parallel."""
+    with ThreadPoolExecutor(workers()) as pool:  # Pillow lets go of the interpreter lock while it decodes and resizes
+        yield from pool.map(partial(decode_one, size=size, aspect=aspect), paths, chunksize=1)
 
 
 def decode(paths: list[Path], *, size: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -96,12 +140,11 @@ def decode(paths: list[Path], *, size: int) -> tuple[np.ndarray, dict[int, str]]
     """
     check_size(size)
     pictures, failed = np.empty((len(paths), size, size, 3), np.uint8), {}
-    with ThreadPoolExecutor(workers()) as pool:  # Pillow lets go of the interpreter lock while it decodes and resizes
-        for k, result in enumerate(pool.map(partial(decode_one, size=size), paths, chunksize=1)):
-            if isinstance(result, str):
-                failed[k] = result
-            else:
-                pictures[k] = result
+    for k, result in enumerate(decode_each(paths, size=size)):
+        if isinstance(result, str):
+            failed[k] = result
+        else:
+            pictures[k] = result
     if failed:
         pictures = np.delete(pictures, list(failed), axis=0)
     return pictures, failed

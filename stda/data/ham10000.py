@@ -1,7 +1,8 @@
-"""HAM10000 as it is downloaded: a folder with the pictures and ``HAM10000_metadata.csv``.
+"""HAM10000 as it is downloaded: a folder with the pictures and ``HAM10000_metadata.csv`` (or ``labels.csv``).
 
 Tschandl, Rosendahl, Kittler, Sci. Data 5:180161 (2018), CC BY-NC 4.0.  Pictures may lie in the root, in ``images`` or
 in the two ``HAM10000_images_part_*`` folders of the original archive.  The group is the lesion (``lesion_id``).
+Lesion masks (Tschandl et al., Nat. Med. 26:1229, 2020) may lie beside them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import pandas as pd
 from stda import BadInput
 from stda.data.listing import Listing, existing_root, picked_classes, read_csv
 
-METADATA = "HAM10000_metadata.csv"
+TABLES = ("HAM10000_metadata.csv", "labels.csv")  # the original table, or that of a selection of the pictures
 TRUTH = "ISIC_2019_Training_GroundTruth.csv"
 FOLDERS = (".", "images", "HAM10000_images_part_1", "HAM10000_images_part_2")
+MASK_FOLDERS = ("masks", "expert_masks", "HAM10000_segmentations_lesion_tschandl")
+WHOLE = "ham10000"  # beside a selection of the pictures: the whole data set, whose masks serve the selection too
 TASKS = ("seven", "eight", "two")
 SEVEN = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 EIGHT = ("AK", "BCC", "BKL", "DF", "MEL", "NV", "SCC", "VASC")
@@ -30,28 +33,30 @@ def listing(root: str | Path, classes: str = "") -> Listing:
     against benign; or some of the seven, "mel,nv".  Extra columns: dx, dx_type, age, sex, localization where given.
     A picture that the table names and the folder lacks keeps the path where it should be.
     """
-    folder = existing_root("ham10000", root, holds=f"a folder with {METADATA} and the pictures")
-    if not (folder / METADATA).is_file():
-        raise BadInput(f"data.root '{root}' holds no {METADATA}: point it to the folder of the HAM10000 download.")
-    table = read_csv(folder / METADATA, ("image_id", "lesion_id", "dx"))
+    folder = existing_root("ham10000", root, holds=f"a folder with {TABLES[0]} and the pictures")
+    name = next((name for name in TABLES if (folder / name).is_file()), None)
+    if name is None:
+        wanted = " and no ".join(TABLES)
+        raise BadInput(f"data.root '{root}' holds no {wanted}: point it to the folder of the HAM10000 download.")
+    table = read_csv(folder / name, ("image_id", "lesion_id", "dx"))
     repeated = table["image_id"][table["image_id"].duplicated()]
     if len(repeated):
-        raise BadInput(f"{METADATA} lists image '{repeated.iloc[0]}' twice: use the original table.")
+        raise BadInput(f"{name} lists image '{repeated.iloc[0]}' twice: use the original table.")
     table = table.rename(columns={"lesion_id": "group"}).sort_values("image_id", ignore_index=True)
-    labels = _labels(table, classes, folder)
+    labels = _labels(table, classes, folder, name)
     table.insert(1, "label", labels)
     if classes not in ("", *TASKS):
         table = table[labels.isin(picked_classes(classes, labels, tasks=TASKS))].reset_index(drop=True)
     if table["label"].nunique() < 2:
-        raise BadInput(f"{METADATA} gives only class {sorted(set(table['label']))}; a classifier needs at least two.")
-    return Listing(table, _paths(folder, table["image_id"]))
+        raise BadInput(f"{name} gives only class {sorted(set(table['label']))}; a classifier needs at least two.")
+    return Listing(table, _paths(folder, table["image_id"], name))
 
 
-def _labels(table: pd.DataFrame, classes: str, folder: Path) -> pd.Series:
+def _labels(table: pd.DataFrame, classes: str, folder: Path, name: str) -> pd.Series:
     """Return the label of each row under the task."""
     unknown = sorted(set(table["dx"]) - set(SEVEN))
     if unknown:
-        raise BadInput(f"{METADATA} has the unknown diagnosis '{unknown[0]}' in column dx; it must be one of {SEVEN}.")
+        raise BadInput(f"{name} has the unknown diagnosis '{unknown[0]}' in column dx; it must be one of {SEVEN}.")
     if classes == "two":
         return table["dx"].isin(MALIGNANT).map({True: "malignant", False: "benign"})
     if classes == "eight":
@@ -74,7 +79,7 @@ def _isic_labels(image_ids: pd.Series, folder: Path) -> pd.Series:
     return pd.Series(one_hot.idxmax(axis=1).to_numpy(), index=image_ids.index)
 
 
-def _paths(folder: Path, image_ids: pd.Series) -> list[Path]:
+def _paths(folder: Path, image_ids: pd.Series, name: str) -> list[Path]:
     """Find each picture's file."""
     found: dict[str, Path] = {}
     for place in reversed(FOLDERS):
@@ -82,5 +87,18 @@ def _paths(folder: Path, image_ids: pd.Series) -> list[Path]:
             found |= {path.stem: path for path in (folder / place).glob(f"*{suffix}")}
     home = folder / "images" if (folder / "images").is_dir() else folder
     if not any(name in found for name in image_ids):
-        raise BadInput(f"None of the {len(image_ids)} images of {METADATA} lies in '{folder}' or its folder images.")
+        raise BadInput(f"None of the {len(image_ids)} images of {name} lies in '{folder}' or its folder images.")
     return [found.get(name, home / f"{name}.jpg") for name in image_ids]
+
+
+def mask_paths(root: str | Path) -> dict[str, Path]:
+    """Return the file of the lesion mask by image id, wherever masks lie beside the pictures or in the whole set."""
+    folder = existing_root("ham10000", root, holds=f"a folder with {TABLES[0]} and the pictures")
+    for home in (folder, folder.resolve().parent / WHOLE):
+        for place in MASK_FOLDERS:
+            found = {path.stem.removesuffix("_segmentation"): path for path in (home / place).glob("*.png")}
+            if found:
+                return found
+    raise BadInput(
+        f"data.root '{root}' has no lesion masks: put them into its folder {MASK_FOLDERS[0]} as <image>.png."
+    )

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from stda import BadInput
-from stda.data.phantom_draw import draw
+from stda.data.phantom_draw import draw, draw_mask
 from stda.images import ImageSet
 from stda.study import sub_seed
 
@@ -148,15 +148,30 @@ def render(table: pd.DataFrame, *, size: int) -> np.ndarray:
 
     def one(row: dict) -> np.ndarray:
         flags = {name: bool(row[name]) for name in ARTEFACTS}
-        physical = traits(np.array([row[name] for name in LATENTS]))
-        picture = draw(physical, int(row["lesion_seed"]), int(row["view"]), size=max(NATIVE, size), **flags)
-        return resize_one(picture, size)
+        return resize_one(draw(*_scene(row), size=max(NATIVE, size), **flags), size)
 
     pictures = np.empty((len(table), size, size, 3), np.uint8)
     with ThreadPoolExecutor(workers()) as pool:  # numpy lets go of the interpreter lock in its loops
         for k, picture in enumerate(pool.map(one, table.to_dict("records"))):
             pictures[k] = picture
     return pictures
+
+
+def masks(table: pd.DataFrame, *, size: int) -> np.ndarray:
+    """Return the masks of the lesions that :func:`render` draws, uint8 ``(n, size, size)``, 0 or 255."""
+    from PIL import Image
+
+    from stda.data.decode import resize_mask
+
+    fine = max(NATIVE, size)
+    drawn = (draw_mask(*_scene(row), size=fine) for row in table.to_dict("records"))
+    found = [resize_mask(Image.fromarray(mask), size, "square", (fine, fine)) for mask in drawn]
+    return np.stack(found) if found else np.empty((0, size, size), np.uint8)
+
+
+def _scene(row: dict) -> tuple[dict[str, float], int, int]:
+    """Return what fixes a lesion and its view: physical traits, seed of the lesion, number of the view."""
+    return traits(np.array([row[name] for name in LATENTS])), int(row["lesion_seed"]), int(row["view"])
 
 
 def posterior(latents: np.ndarray, classes: Iterable[str] = CLASSES) -> np.ndarray:

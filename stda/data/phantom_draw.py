@@ -37,9 +37,7 @@ def draw(traits: dict[str, float], lesion_seed: int, view: int, *, hair: bool, r
     lesion_rng = np.random.default_rng([lesion_seed, 0])
     view_rng = np.random.default_rng([lesion_seed, 1 + view])
     x, y = _grid(size)
-    u, v = _camera(x, y, view_rng)
-    textures = _look_up(u, v, lesion_rng)
-    inside, radius = _border(u, v, textures, traits, lesion_rng)
+    u, v, textures, inside, radius = _lesion(x, y, traits, lesion_rng, view_rng)
     density = _skin(textures, lesion_rng)
     density += _pigment(u, v, inside, radius, textures, traits, lesion_rng)
     picture = np.exp(-density)
@@ -51,6 +49,21 @@ def draw(traits: dict[str, float], lesion_seed: int, view: int, *, hair: bool, r
     picture += 0.005 * noise[index][:, index]
     levels = np.clip(picture * 255.0 + 0.5, 0, 255).astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(1, 2, 0))
+
+
+def draw_mask(traits: dict[str, float], lesion_seed: int, view: int, *, size: int) -> np.ndarray:
+    """Return where :func:`draw` puts the lesion, uint8 ``(size, size)``, 255 inside its border."""
+    lesion_rng, view_rng = np.random.default_rng([lesion_seed, 0]), np.random.default_rng([lesion_seed, 1 + view])
+    *_, inside, _ = _lesion(*_grid(size), traits, lesion_rng, view_rng)
+    return np.where(inside > 0.5, 255, 0).astype(np.uint8)
+
+
+def _lesion(x: np.ndarray, y: np.ndarray, traits: dict[str, float], lesion_rng: np.random.Generator,
+            view_rng: np.random.Generator) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """Return the lesion's own coordinates u, v, its textures, how much a point is inside, and its relative radius."""
+    u, v = _camera(x, y, view_rng)
+    textures = _look_up(u, v, lesion_rng)
+    return u, v, textures, *_border(u, v, textures, traits, lesion_rng)
 
 
 # ------------------------------------------------------------------------------------------------------- the textures

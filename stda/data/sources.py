@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,17 @@ import pandas as pd
 
 from stda import BadInput
 from stda.data import dermamnist, folder, ham10000, phantom
-from stda.data.decode import cached, check_size, decode, load_entry, resize, store
+from stda.data.decode import (
+    cached,
+    check_aspect,
+    check_size,
+    decode,
+    decode_each,
+    load_entry,
+    resize,
+    resize_mask,
+    store,
+)
 from stda.data.listing import Listing, digest_folder, picked_classes
 from stda.images import ImageSet, complete_table
 
@@ -74,21 +83,8 @@ def pictures(source: str, root: str | Path, image_ids: Sequence[str], *, size: i
 
     They are cut and resized exactly as :func:`load` does; the phantom is drawn anew at that size.
     """
-    check_size(size)
-    listing = _listing(source, root, classes=classes, n_images=n_images, seed=seed)
-    place = {name: k for k, name in enumerate(listing.table["image_id"])}
-    unknown = [name for name in image_ids if name not in place]
-    if unknown:
-        raise BadInput(f"Source {source} has no image '{unknown[0]}': ask with the parameters it was loaded with.")
-    rows = [place[name] for name in image_ids]
-    if not rows:
-        return np.empty((0, size, size, 3), np.uint8)
-    if not listing.paths:
-        return _computed_pixels(source, root, listing.table.iloc[rows], size=size, cache_dir=None)
-    pixels, failed = decode([listing.paths[k] for k in rows], size=size)
-    if failed:
-        raise BadInput(_unreadable_sentence([image_ids[k] for k in failed], list(failed.values()), root))
-    return pixels
+    settings = {"source": source, "root": root, "classes": classes, "n_images": n_images, "seed": seed}
+    return picture_reader(settings, size=size)(image_ids)
 
 
 def fingerprint(source: str, root: str | Path = "") -> str:
@@ -180,11 +176,106 @@ def _computed_pixels(source: str, root: str | Path, table: pd.DataFrame, *, size
     return load_entry(entry)[0]
 
 
-def picture_reader(settings: Mapping[str, object], *, size: int) -> Callable[[Sequence[str]], np.ndarray]:
-    """Return ``image_ids -> originals`` at ``size`` pixels for the source of these parameters of the data stage.
+def picture_reader(
+    settings: Mapping[str, object], *, size: int, aspect: str = "square"
+) -> Callable[[Sequence[str]], np.ndarray | list[np.ndarray]]:
+    """Return ``image_ids -> originals`` of ``size`` pixels of height for the source of these parameters of notebook 01.
 
-    ``settings`` holds source, root, classes, n_images and seed (a manifest's parameters).  Style transfer is handed
-    this reader, so that it need not know where images come from.
+    ``settings`` holds source, root, classes, n_images and seed (a manifest's parameters).  ``aspect`` "square" gives
+    uint8 ``(n, size, size, 3)``; "keep" gives a list of uint8 ``(size, W, 3)``, each W by its own picture.  The source
+    is listed once.  Style transfer is handed this reader, so that it need not know where images come from.
     """
+    rows_of, listing = _opened(settings, size, aspect)
+
+    def read(image_ids: Sequence[str]) -> np.ndarray | list[np.ndarray]:
+        rows = rows_of(image_ids)
+        if not rows:
+            return np.empty((0, size, size, 3), np.uint8) if aspect == "square" else []
+        if not listing.paths:  # the phantom and DermaMNIST have square pictures only
+            source, root, table = settings["source"], settings["root"], listing.table.iloc[rows]
+            pixels = _computed_pixels(source, root, table, size=size, cache_dir=None)
+            return pixels if aspect == "square" else list(pixels)
+        found = list(decode_each([listing.paths[k] for k in rows], size=size, aspect=aspect))
+        failed = {k: reason for k, reason in enumerate(found) if isinstance(reason, str)}
+        if failed:
+            ids = [image_ids[k] for k in failed]
+            raise BadInput(_unreadable_sentence(ids, list(failed.values()), settings["root"]))
+        return np.stack(found) if aspect == "square" else found
+
+    return read
+
+
+def has_masks(settings: Mapping[str, object]) -> bool:
+    """Say whether the source of these parameters of the data stage has lesion masks."""
+    if settings["source"] != "ham10000":
+        return settings["source"] == "phantom"
+    try:
+        return bool(ham10000.mask_paths(settings["root"]))
+    except BadInput:
+        return False
+
+
+def mask_reader(
+    settings: Mapping[str, object], *, size: int, aspect: str = "square"
+) -> Callable[[Sequence[str]], np.ndarray | list[np.ndarray]]:
+    """Return ``image_ids -> lesion masks``, 255 in the lesion and 0 around it, cut and sized as :func:`picture_reader`.
+
+    Gives uint8 ``(n, size, size)``, or with ``aspect`` "keep" a list of uint8 ``(size, W)``.  HAM10000 has masks where
+    they lie beside its pictures, the phantom knows where it drew the lesion; a source without masks raises at once, a
+    picture without one when it is asked for.
+    """
+    rows_of, listing = _opened(settings, size, aspect)
+    source, root = settings["source"], settings["root"]
+    if source not in ("phantom", "ham10000"):
+        raise BadInput(f"Source {source} has no lesion masks: leave masks out, or use ham10000 or the phantom.")
+    files = ham10000.mask_paths(root) if source == "ham10000" else {}
+
+    def read(image_ids: Sequence[str]) -> np.ndarray | list[np.ndarray]:
+        rows = rows_of(image_ids)
+        if source == "phantom":
+            found = phantom.masks(listing.table.iloc[rows], size=size)
+            return found if aspect == "square" else list(found)
+        lacking = [name for name in image_ids if name not in files]
+        if lacking:
+            raise BadInput(f"Image '{lacking[0]}' has no lesion mask in '{root}': add it, or leave masks out.")
+        found = [_mask(files[image_ids[k]], listing.paths[row], size, aspect) for k, row in enumerate(rows)]
+        if aspect == "keep":
+            return found
+        return np.stack(found) if found else np.empty((0, size, size), np.uint8)
+
+    return read
+
+
+def _opened(
+    settings: Mapping[str, object], size: int, aspect: str
+) -> tuple[Callable[[Sequence[str]], list[int]], Listing]:
+    """List a source once; return a function from image ids to their rows, and the listing."""
+    check_size(size)
+    check_aspect(aspect)
     options = {name: settings[name] for name in ("classes", "n_images", "seed")}
-    return partial(pictures, settings["source"], settings["root"], size=size, **options)
+    listing = _listing(settings["source"], settings["root"], **options)
+    place = {name: k for k, name in enumerate(listing.table["image_id"])}
+
+    def rows_of(image_ids: Sequence[str]) -> list[int]:
+        unknown = [name for name in image_ids if name not in place]
+        if unknown:
+            raise BadInput(
+                f"Source {settings['source']} has no image '{unknown[0]}': ask with the parameters it was loaded with."
+            )
+        return [place[name] for name in image_ids]
+
+    return rows_of, listing
+
+
+def _mask(path: Path, picture: Path, size: int, aspect: str) -> np.ndarray:
+    """Read one mask for the picture in that file."""
+    from PIL import Image
+
+    try:
+        with Image.open(picture) as file:
+            shape = file.size
+        with Image.open(path) as file:
+            return resize_mask(file, size, aspect, shape)
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"The mask {path} cannot be used ({reason}): replace it, or leave masks out.") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,12 +12,21 @@ import numpy as np
 import pandas as pd
 
 from stda import BadInput
+from stda.generators.pairs import image_seed, label_at
 from stda.images import ImageSet
 
 # called once per step with a small record: step (1..steps), steps, losses; now and then "grid", uint8 (h, w, 3)
 Callback = Callable[[dict[str, Any]], None]
 
 SETTINGS_FILE = "generator.json"
+
+
+class Unfinished(BadInput):
+    """A row of a table could not be made; ``finished`` is the ImageSet of the rows before it."""
+
+    def __init__(self, sentence: str, finished: ImageSet) -> None:
+        super().__init__(sentence)
+        self.finished = finished
 
 
 class Generator(ABC):
@@ -28,6 +37,7 @@ class Generator(ABC):
     """
 
     name: ClassVar[str]
+    rows_at_once: int = 64  # planned rows that are best made in one go: :meth:`make` is handed as many, aligned
 
     @abstractmethod
     def fit(self, train: ImageSet, *, steps: int, seed: int, callback: Callback | None = None) -> pd.DataFrame:
@@ -45,7 +55,26 @@ class Generator(ABC):
 
     @abstractmethod
     def regenerate(self, rows: pd.DataFrame) -> np.ndarray:
-        """Return the pixels, uint8 ``(n, H, W, 3)``, of rows of a table that :meth:`generate` wrote."""
+        """Return the pixels, uint8 ``(n, H, W, 3)``, of rows of a table that this generator wrote."""
+
+    def plan(self, start: int, stop: int, *, shares: Mapping[str, float], seed: int) -> pd.DataFrame:
+        """Return the rows ``start`` to ``stop`` of an endless table of images to be made, without making them.
+
+        A row follows from its place and the seed alone; the classes have the ``shares`` of
+        :func:`stda.generators.pairs.target_shares`.  A row holds all that its image depends on.
+        """
+        places = range(start, stop)
+        ids = [f"{self.name}-{place:09d}" for place in places]
+        labels = [label_at(place, shares, seed)[0] for place in places]
+        seeds = [image_seed(seed, place) for place in places]
+        return synthetic_table(self.name, labels, seeds, image_id=ids, group=ids)
+
+    def make(self, rows: pd.DataFrame) -> ImageSet:
+        """Return the images of planned rows, in their order; labels and columns may be added to the rows.
+
+        Raises Unfinished when a row cannot be made.
+        """
+        return ImageSet(self.regenerate(rows), rows)
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -84,14 +113,15 @@ def synthetic_table(name: str, labels: Sequence[str], seeds: Sequence[int], **mo
     return pd.DataFrame({**columns, **{column: list(values) for column, values in more.items()}}, index=range(len(ids)))
 
 
-def synthetic_labels(train: ImageSet, ratio: float) -> list[str]:
+def synthetic_labels(train: ImageSet, ratio: float, *, all_classes: bool = False) -> list[str]:
     """Return the labels to generate, sorted: ``round(ratio * n)`` for every class of ``n`` images but the largest.
 
-    The largest class (ties: the first by name) needs no help; ``ratio`` must be positive.
+    The largest class (ties: the first by name) needs no help, unless nothing else is trained on: ``all_classes``.
+    ``ratio`` must be positive.
     """
     if not ratio > 0:
         raise BadInput(f"ratio is {ratio}; it must be positive: synthetic images per real image of a class.")
-    wanted = train.counts().iloc[1:].sort_index()
+    wanted = train.counts().iloc[0 if all_classes else 1 :].sort_index()
     return [label for label, n in wanted.items() for _ in range(round(ratio * n))]
 
 

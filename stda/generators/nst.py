@@ -1,40 +1,53 @@
 """Style transfer as a generator (ST-DA, Mikolajczyk and Grochowski 2018, 2019).
 
-The picture of a lesion of one class (as published: benign; here the largest class) is redrawn in the style of a lesion
-of the asked class, both from the train fold; a classifier trained on the train fold then gives its opinion of what it
-became, the pseudo-label.  Pictures are made at the size that ``pictures`` gives and resized to the study's size by the
-function that resizes the real ones.
+The picture of a lesion of one class (as published: benign; here the largest class unless told otherwise) is redrawn in
+the style of a lesion of the asked class, both from the train fold; a classifier trained on the train fold then gives
+its opinion of what it became, the pseudo-label.  Pictures are made at the size that ``pictures`` gives and resized to
+the study's size by the function that resizes the real ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from stda import BadInput
 from stda.compute import Compute, setup
-from stda.encoders import Encoder, InDomain
-from stda.generators import gatys
-from stda.generators.base import Callback, Generator, image_seeds, read_settings, synthetic_table, write_settings
-from stda.images import ImageSet, require_train, to_tensor, to_uint8
-from stda.study import sub_seed
+from stda.encoders import Encoder, InDomain, encode
+from stda.generators.base import (
+    Callback,
+    Generator,
+    Unfinished,
+    image_seeds,
+    read_settings,
+    synthetic_table,
+    write_settings,
+)
+from stda.generators.pairs import BY_DISTANCE, PairSampler
+from stda.generators.style.adain import FeedForward
+from stda.generators.style.engine import FEATURE_RMS
+from stda.generators.style.studio import Finished, NonFiniteLoss, Pair, Pictures, Studio
+from stda.images import ImageSet, require_train
+from stda.sections import NstSection
+from stda.study import sentence
 
-Pictures = Callable[[list[str]], np.ndarray]
 Resize = Callable[[np.ndarray, int], np.ndarray]
 
-LABELS = ("pseudo", "style")
-SOURCES_FILE = "sources.csv"
+SOURCES_FILE, FEATURES_FILE, NETWORK_DIR = "sources.csv", "features.npy", "feedforward"
 N_CALIBRATION = 32  # train pictures that set the scale of the encoder's layers
-CHUNK = 64  # images whose sources are fetched together
 
 
 class StyleTransfer(Generator):
-    """Images of asked classes by style transfer between real training pictures."""
+    """Images of asked classes by style transfer between real training pictures.
+
+    The knobs are those of :class:`stda.sections.NstSection`, where their defaults and meanings are.
+    """
 
     name: ClassVar[str] = "nst"
 
@@ -42,47 +55,33 @@ class StyleTransfer(Generator):
         self,
         *,
         encoder: Encoder,  # whose layers define content and style
-        pictures: Pictures,  # image ids -> uint8 (n, S, S, 3), the originals at the size at which style is transferred
+        pictures: Pictures,  # image ids -> the originals, uint8 (H, W, 3) each, at the size to work at
         resize: Resize,  # (uint8 images, size) -> uint8 images: how the real images reached the study's size
         labeller: InDomain | None = None,  # gives pseudo-labels; needed for labels="pseudo"
-        labels: str = "pseudo",  # final label: the labeller's opinion, or "style": the class that was asked for
-        content_class: str = "",  # class of the content pictures; empty: the largest class
-        iterations: int = 1,  # L-BFGS calls of 20 loss evaluations; the tool made 10, slower ones (see gatys)
-        content_weight: float = 0.025,
-        style_weight: float = 1.0,
-        tv_weight: float = 8.5e-5,
-        content_layer: str = "",  # empty: the encoder's own
-        style_layers: Sequence[str] = (),  # empty: the encoder's own
-        start: str = "content",  # or noise, grey
+        masks: Pictures | None = None,  # image ids -> uint8 (H, W) each: the lesions, for the knobs that ask for them
         compute: Compute | None = None,
+        **knobs: Any,
     ) -> None:
-        for knob, value, allowed in (("labels", labels, LABELS), ("start", start, gatys.STARTS)):
-            if value not in allowed:
-                raise BadInput(f"{knob} is '{value}'; it must be one of {', '.join(allowed)}.")
-        if labels == "pseudo" and labeller is None:
+        try:
+            self.knobs = NstSection(**knobs)
+        except ValidationError as error:
+            raise BadInput(f"Style transfer: {sentence(error, NstSection)}") from None
+        if self.knobs.labels == "pseudo" and labeller is None:
             raise BadInput("Pseudo-labels need a labeller trained on the train fold: pass labeller, or labels='style'.")
-        if iterations < 1 or min(content_weight, style_weight, tv_weight) < 0:
-            raise BadInput("Style transfer needs at least 1 iteration and weights that are not negative.")
-        self.encoder, self.labeller, self.pictures, self.resize = encoder, labeller, pictures, resize
+        self.encoder, self.labeller, self.resize = encoder, labeller, resize
+        self.pictures, self.masks = pictures, masks
         self.compute = compute or setup()
-        self.knobs = {
-            "labels": labels,
-            "content_class": content_class,
-            "iterations": iterations,
-            "content_weight": content_weight,
-            "style_weight": style_weight,
-            "tv_weight": tv_weight,
-            "content_layer": content_layer or encoder.content_layer,
-            "style_layers": list(style_layers) or list(encoder.style_layers),
-            "start": start,
-        }
+        self.studio = Studio(encoder=encoder, knobs=self.knobs, pictures=pictures, masks=masks, compute=self.compute)
         self.sources: pd.DataFrame | None = None  # image_id and label of the train fold
+        self.features: np.ndarray | None = None  # of the sources, for pairs by distance
+        self.calibration: list[str] = []  # ids of the pictures that set the scale of the layers
+        self.output_size = 0  # of the images; 0: as large as they are made
 
     def fit(self, train: ImageSet, *, steps: int = 0, seed: int, callback: Callback | None = None) -> pd.DataFrame:
         """Remember the train fold as the pool of sources and measure the scale of the encoder's layers on it.
 
-        Nothing is trained: ``steps`` and ``callback`` belong to the protocol and are not used.  Returns the history,
-        one row per layer: ``step``, ``layer``, ``role``, ``rms`` (of its activations on train pictures).
+        Engine "feedforward" also trains its network, for ``steps`` steps; the other trains nothing.  Returns the
+        history of that training, or no rows.  :attr:`layers` then tells the layers that are compared.
         """
         require_train(train, "Style transfer")
         known = self.labeller and (self.labeller.classes, self.labeller.size)
@@ -91,191 +90,290 @@ class StyleTransfer(Generator):
                 f"The labeller knows classes {known[0]} at {known[1]} px, the train fold has {train.classes} at "
                 f"{train.size} px: train it on this fold."
             )
-        if train.table["image_id"].str.contains("|", regex=False).any():
-            raise BadInput("An image_id contains '|', which separates source_ids: rename these images.")
-        content_class = self.knobs["content_class"] or train.counts().index[0]
-        if content_class not in train.classes:
-            raise BadInput(f"content_class is '{content_class}'; the train fold has {', '.join(train.classes)}.")
-        self.sources = train.table[["image_id", "label"]].copy()
-        self.output_size, self.content_class = train.size, content_class
+        odd = train.table["image_id"].str.contains(r"[|;@]", regex=True)
+        if odd.any():
+            name = train.table["image_id"][odd].iloc[0]
+            raise BadInput(f"Image id '{name}' contains '|', ';' or '@', which separate ids here: rename these images.")
+        self.content_class = self.knobs.content_class or train.counts().index[0]
+        if self.content_class not in train.classes:
+            raise BadInput(f"content_class is '{self.content_class}'; the train fold has {', '.join(train.classes)}.")
+        self.sources, self.output_size = train.table[["image_id", "label"]].copy(), train.size
+        if self.knobs.pairs in BY_DISTANCE:
+            self.features = encode(self.encoder, train.images, compute=self.compute)
+        sample = np.random.default_rng(seed).permutation(len(self.sources))[:N_CALIBRATION]
+        self.calibration = self.sources["image_id"].iloc[np.sort(sample)].tolist()
+        self.studio.engine.calibrate(self.studio.pictures(self.calibration))
+        if self.knobs.engine == "feedforward":
+            return self.train_network(steps=steps, seed=seed, callback=callback)
+        return pd.DataFrame({"step": []}, dtype=int)
 
-        chosen = self._fetch(self._calibration_ids(seed))
-        self.encoder.to(self.compute.device)
-        batches = (to_tensor(picture[None]).to(self.compute.device) for picture in chosen.values())
-        layers = [*self.knobs["style_layers"], self.knobs["content_layer"]]
-        self.scales = gatys.layer_scales(self.encoder, layers, batches)
-        self._make_engine()
-        roles = dict.fromkeys(self.knobs["style_layers"], "style")
-        roles[self.knobs["content_layer"]] = "both" if self.knobs["content_layer"] in roles else "content"
-        rows = [
-            {"step": 1, "layer": layer, "role": roles[layer], "rms": gatys.FEATURE_RMS / scale}
-            for layer, scale in self.scales.items()
-        ]
-        return pd.DataFrame(rows)
-
-    def _calibration_ids(self, seed: int) -> list[str]:
-        """Choose train pictures of all classes in turn, so that rare classes set the scale as much as common ones."""
-        shuffled = self.sources.sample(frac=1, random_state=np.random.default_rng(sub_seed(seed, "calibration")))
-        turn = shuffled.groupby("label").cumcount()
-        return shuffled.assign(turn=turn).sort_values(["turn", "label"])["image_id"].head(N_CALIBRATION).tolist()
-
-    def _make_engine(self) -> None:
-        weights = {key: self.knobs[key] for key in ("content_weight", "style_weight", "tv_weight")}
-        self.engine = gatys.Engine(
-            encoder=self.encoder.to(self.compute.device),
-            scales=self.scales,
-            style_layers=self.knobs["style_layers"],
-            content_layer=self.knobs["content_layer"],
-            compute=self.compute,
-            **weights,
+    def train_network(self, *, steps: int, seed: int, callback: Callback | None = None) -> pd.DataFrame:
+        """Train the feed-forward network on the pictures of the train fold and return the history."""
+        self.studio.network = FeedForward(self.encoder, compute=self.compute)
+        return self.studio.network.fit(
+            self.studio.pictures,
+            self.sources["image_id"].tolist(),
+            steps=steps,
+            batch_size=self.knobs.feedforward_batch,
+            seed=seed,
+            callback=callback,
         )
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """The layers that are compared: ``layer``, ``role`` and ``rms`` of its activations on train pictures."""
+        engine = self.studio.engine
+        roles = dict.fromkeys(engine.style_layers, "style")
+        roles[engine.content_layer] = "both" if engine.content_layer in roles else "content"
+        rms = [FEATURE_RMS / engine.scales[layer] for layer in roles]
+        return pd.DataFrame({"layer": list(roles), "role": list(roles.values()), "rms": rms})
+
+    def vary(self, **knobs: Any) -> StyleTransfer:
+        """Return this generator with other knobs, fitted on the same sources, giving pictures of the working size."""
+        self._require_fitted()
+        parts = {"pictures": self.pictures, "masks": self.masks, "resize": self.resize, "compute": self.compute}
+        values = {**self.knobs.model_dump(), **knobs}
+        other = StyleTransfer(encoder=self.encoder, labeller=self.labeller, **parts, **values)
+        other.sources, other.content_class, other.features = self.sources, self.content_class, self.features
+        other.calibration, other.output_size = self.calibration, other.knobs.style_size
+        other.studio.engine.calibrate(self.studio.pictures(self.calibration))
+        other.studio.network = self.studio.network
+        return other
+
+    # ------------------------------------------------------------------------------------------ which images
 
     def generate(self, labels: Sequence[str], *, seed: int, callback: Callback | None = None) -> ImageSet:
         """Return one image per asked label, at the study's size.
 
-        Every train picture of the asked class serves as style once before any serves again, likewise the content class;
-        ``source_ids`` is ``content|style``.  Each image follows from its own ``source_ids`` and ``image_seed``.  The
-        table adds ``asked_label``, ``pseudo_label`` (empty without a labeller), ``label_confidence`` (the labeller's
-        probability of the final ``label``; 1 without), and the final ``loss_content``, ``loss_style``, ``loss_tv``.
+        Every train picture of the asked class serves as style once before any serves again, likewise the content
+        pictures.  The table's ``source_ids`` is ``content|style`` (``|style`` once more per further style);
+        ``asked_label`` is the class of the style, ``content_label`` that of the content, ``iteration`` the strength,
+        ``pseudo_label`` and ``p_<class>`` the labeller's opinion (empty without one), ``label_confidence`` its
+        probability of the final ``label``, and ``loss_content``, ``loss_style``, ``loss_tv`` the losses at the end.
         No image is dropped for a low confidence: that choice is the arm's.
+
         ``callback`` receives ``step``, ``steps`` and the losses after each image, and now and then a ``grid``: content,
-        style and result side by side.  Raises NonFiniteStyleTransfer, which keeps what was made before.
+        style and result side by side.  Raises Unfinished, which keeps what was made before.
         """
         self._require_fitted()
         unknown = sorted(set(labels) - set(self.sources["label"]))
         if unknown:
             raise BadInput(f"No train picture has the label {unknown}: ask for labels of the train fold.")
-        table = synthetic_table(self.name, labels, image_seeds(seed, len(labels)), asked_label=labels)
-        table["source_ids"] = self._pairs(labels, seed)
-        images = np.zeros((len(table), self.output_size, self.output_size, 3), np.uint8)
-        made: list[dict[str, Any]] = []
-        try:
-            for step, (image, record, triple) in enumerate(self._transfer(table), start=1):
-                images[step - 1] = image
-                made.append({**record, **self._label(image, table["asked_label"].iloc[step - 1])})
-                if callback:
-                    grid = {"grid": triple()} if step % max(len(table) // 8, 1) == 0 else {}
-                    callback({"step": step, "steps": len(table), **record, **grid})
-        except gatys.NonFiniteLoss as error:
-            content, style = table["source_ids"].iloc[len(made)].split("|")
-            raise NonFiniteStyleTransfer(
-                f"Style transfer of content {content} with style {style} stopped: {error}; lower the weights or use "
-                f"precision float32 (the {len(made)} images made before are kept).",
-                _finish(images, table, made),
-            ) from None
-        return _finish(images, table, made)
+        sampler, strengths, seen, rows = self._sampler(seed), self._strengths(), {}, []
+        for i, label in enumerate(labels):
+            number = seen[label] = seen.get(label, -1) + 1
+            pair = self._pair(sampler, label, number // len(strengths), i // len(strengths))
+            rows.append({**pair, "asked_label": label, "iteration": strengths[number % len(strengths)]})
+        seeds = image_seeds(seed, len(labels))
+        first = {}  # all strengths of a pair start from the same noise
+        seeds = [first.setdefault(row["source_ids"], own) for row, own in zip(rows, seeds, strict=True)]
+        return self._make(self._table(rows, seeds), callback)
 
-    def regenerate(self, rows: pd.DataFrame) -> np.ndarray:
-        """Return the pixels, uint8 ``(n, H, W, 3)``, of rows of a table that :meth:`generate` wrote.
+    @property
+    def rows_at_once(self) -> int:
+        """Planned rows that share a pair or a batch."""
+        return len(self._strengths()) * self.knobs.batch_size
 
-        Bit for bit on the same machine with the same number of threads and precision, since every picture is optimised
-        alone.
+    def plan(self, start: int, stop: int, *, shares: Mapping[str, float], seed: int) -> pd.DataFrame:
+        """Return the rows ``start`` to ``stop`` of an endless table of images to be made.
+
+        Image ``i`` is strength ``i % s`` of pair ``i // s`` (``s`` kept iterations); pairs ask for classes by shares.
         """
         self._require_fitted()
+        sampler, strengths, rows, seeds = self._sampler(seed), self._strengths(), [], []
+        first, last = start - start % self.rows_at_once, stop + -stop % self.rows_at_once  # whole batches
+        for i in range(first, last):
+            index = i // len(strengths)
+            label, number = sampler.label_at(index, shares)
+            pair = self._pair(sampler, label, number, index)
+            rows.append({**pair, "asked_label": label, "iteration": strengths[i % len(strengths)]})
+            seeds.append(sampler.image_seed(index))
+        table = self._table(rows, seeds)
+        ids = [f"{self.name}-{i:09d}" for i in range(first, last)]
+        return table.assign(image_id=ids, group=ids).iloc[start - first : stop - first].reset_index(drop=True)
+
+    def _table(self, rows: list[dict[str, Any]], seeds: Sequence[int]) -> pd.DataFrame:
+        """Return the table of images to be made, still labelled as asked."""
+        columns = ("source_ids", "content_label", "asked_label", "iteration")
+        more = {name: [row[name] for row in rows] for name in columns}
+        return self._with_batches(synthetic_table(self.name, more["asked_label"], seeds, **more))
+
+    def _sampler(self, seed: int) -> PairSampler:
+        return PairSampler(
+            self.sources,
+            mode=self.knobs.pairs,
+            content_class=self.content_class,
+            seed=seed,
+            features=self.features,
+            n_styles=len(self.knobs.style_weights),
+        )
+
+    def _pair(self, sampler: PairSampler, label: str, number: int, index: int) -> dict[str, str]:
+        content, styles = sampler.pair(label, number, index)
+        return {"source_ids": "|".join([content, *styles]), "content_label": sampler.label_of(content)}
+
+    def _strengths(self) -> list[int]:
+        """Return the iterations that are kept of a pair."""
+        if self.knobs.engine == "feedforward":
+            return [0]
+        return sorted(set(self.knobs.save_at)) or [self.knobs.iterations]
+
+    def _with_batches(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Add the column ``batch``, the pairs that are optimised side by side, where there is more than one.
+
+        A row then carries all that its picture depends on: in another company the last bits could differ.
+        """
+        if self.knobs.batch_size == 1 or not len(table):
+            return table
+        pairs = table["source_ids"].astype(str) + "@" + table["image_seed"].astype(str)
+        unique = list(dict.fromkeys(pairs))
+        size = self.knobs.batch_size
+        companies = {pair: ";".join(unique[i - i % size : i - i % size + size]) for i, pair in enumerate(unique)}
+        return table.assign(batch=pairs.map(companies))
+
+    # ------------------------------------------------------------------------------------------ their pixels
+
+    def make(self, rows: pd.DataFrame) -> ImageSet:
+        """Return the images of planned rows, labelled."""
+        self._require_fitted()
+        return self._make(rows)
+
+    def regenerate(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return the pixels, uint8 ``(n, H, W, 3)``, of rows of a table that this generator wrote.
+
+        Bit for bit on the same machine with the same number of threads and precision.
+        """
+        self._require_fitted()
+        images = [self._sized(done.picture) for done in self._transfer(rows)]
+        return np.stack(images) if images else np.zeros((0, self.output_size, self.output_size, 3), np.uint8)
+
+    def losses(self, images: ImageSet) -> pd.DataFrame:
+        """Return the ``content``, ``style``, ``tv`` and ``total`` loss of images of the working size.
+
+        The rows must name their ``source_ids``; who made the images does not matter.
+        """
+        self._require_fitted()
+        own = images.table["source_ids"] + "@0"
+        found = [self.studio.losses(_read_pair(pair), image) for pair, image in zip(own, images.images, strict=True)]
+        return pd.DataFrame(found)
+
+    def _make(self, table: pd.DataFrame, callback: Callback | None = None) -> ImageSet:
+        """Make and label the images of a table; what a non-finite loss leaves behind is kept in the error."""
+        images, made = [], []
+        try:
+            for step, done in enumerate(self._transfer(table), start=1):
+                row = table.iloc[step - 1]
+                losses = {f"loss_{part}": done.losses[part] for part in ("content", "style", "tv")}
+                images.append(self._sized(done.picture))
+                made.append({**losses, **self._label(done.picture, row["asked_label"])})
+                if callback:
+                    grid = {"grid": self._triple(row, done.picture)} if step % max(len(table) // 8, 1) == 0 else {}
+                    callback({"step": step, "steps": len(table), **losses, **grid})
+        except NonFiniteLoss as error:
+            raise Unfinished(
+                f"Style transfer stopped: {error}; lower the weights or use precision float32 (the {len(made)} images "
+                "made before are kept).",
+                self._finished(images, table, made),
+            ) from None
+        return self._finished(images, table, made)
+
+    def _transfer(self, rows: pd.DataFrame) -> Iterator[Finished]:
+        """Yield the picture of each row; neighbours that share a pair or a batch are made together."""
         strangers = sorted(set("|".join(rows["source_ids"]).split("|")) - set(self.sources["image_id"]))
         if strangers and len(rows):
             raise BadInput(f"{strangers[:3]} are no pictures of this generator's train fold: give rows that it wrote.")
-        images = [image for image, _, _ in self._transfer(rows)]
-        return np.stack(images) if images else np.zeros((0, self.output_size, self.output_size, 3), np.uint8)
+        own = (rows["source_ids"].astype(str) + "@" + rows["image_seed"].astype(str)).tolist()
+        company = rows["batch"].tolist() if "batch" in rows else own
+        iterations = rows["iteration"].tolist()
+        for text, block in groupby(range(len(rows)), key=company.__getitem__):
+            places, members = list(block), text.split(";")
+            shots = self.studio.restyle([_read_pair(m) for m in members], [iterations[i] for i in places])
+            made = {(members[done.place], done.iteration): done for shot in shots for done in shot}
+            for i in places:
+                yield made[own[i], iterations[i]]
 
-    def _pairs(self, labels: Sequence[str], seed: int) -> list[str]:
-        """Choose ``content|style`` for each label; the first k pairs are the same however many are asked for."""
-        pools = self.sources.groupby("label")["image_id"].agg(list)
-        streams = {label: _cycle(pools[label], sub_seed(seed, "style", label)) for label in set(labels)}
-        contents = _cycle(pools[self.content_class], sub_seed(seed, "content"))
-        pairs = []
-        for label in labels:
-            style, content = next(streams[label]), next(contents)
-            if content == style:  # within one class: a picture in its own style is no new picture
-                content = next(contents)
-            if content == style:
-                raise BadInput(f"{style} is the only picture of class {label}: choose another content_class.")
-            pairs.append(f"{content}|{style}")
-        return pairs
+    def _sized(self, picture: np.ndarray) -> np.ndarray:
+        """Return a picture at the size of the output."""
+        return self.resize(picture[None], self.output_size)[0] if self.output_size else picture
 
-    def _transfer(self, rows: pd.DataFrame) -> Iterator[tuple[np.ndarray, dict[str, Any], Callable[[], np.ndarray]]]:
-        """Yield for each row the image, its losses, and a function that shows content, style and result in a row."""
-        pairs = [text.split("|") for text in rows["source_ids"]]
-        for first in range(0, len(rows), CHUNK):
-            pictures = self._fetch(sorted({name for pair in pairs[first : first + CHUNK] for name in pair}))
-            seeds = rows["image_seed"].iloc[first : first + CHUNK]
-            for (content, style), seed in zip(pairs[first : first + CHUNK], seeds, strict=True):
-                x = gatys.start_image(self.knobs["start"], self.engine.tensor(pictures[content]), int(seed))
-                target = self.engine.content_target(content, pictures[content])
-                styles = [(1.0, self.engine.style_target(style, pictures[style]))]
-                x, best = self.engine.minimise(x, target, styles, iterations=self.knobs["iterations"])
-                large = to_uint8(x)
-                triple = partial(np.concatenate, [pictures[content], pictures[style], large[0]], axis=1)
-                losses = {f"loss_{part}": best[part] for part in ("content", "style", "tv")}
-                yield self.resize(large, self.output_size)[0], losses, triple
-
-    def _fetch(self, names: list[str]) -> dict[str, np.ndarray]:
-        """Return the pictures of these image ids by name, checked."""
-        found = self.pictures(names)
-        if found.dtype != np.uint8 or found.ndim != 4 or found.shape != (len(names), *found.shape[1:3], 3):
-            raise BadInput(
-                f"pictures gave {found.dtype} {found.shape} for {len(names)} ids; it must be uint8 (n, S, S, 3)."
-            )
-        return dict(zip(names, found, strict=True))
-
-    def _label(self, image: np.ndarray, asked: str) -> dict[str, Any]:
-        """Return the final label of an image, the pseudo-label and the confidence.
+    def _label(self, picture: np.ndarray, asked: str) -> dict[str, Any]:
+        """Return the final label of a picture, the pseudo-label, its probabilities and the confidence.
 
         One image at a time: the numbers do not depend on what else is in a batch.
         """
         if self.labeller is None:
             return {"label": asked, "pseudo_label": "", "label_confidence": 1.0}
-        single = ImageSet(image[None], pd.DataFrame({"image_id": [""], "label": [asked]}))
-        probabilities = self.labeller.classify(single, self.compute)[0]
-        opinion = self.labeller.classes[int(probabilities.argmax())]
-        label = opinion if self.knobs["labels"] == "pseudo" else asked
-        confidence = float(probabilities[self.labeller.classes.index(label)])
-        return {"label": label, "pseudo_label": opinion, "label_confidence": confidence}
+        small = self.resize(picture[None], self.labeller.size)
+        single = ImageSet(small, pd.DataFrame({"image_id": [""], "label": [asked]}))
+        probabilities = self.labeller.classify(single, self.compute)[0].astype(float)
+        opinions = dict(zip(self.labeller.classes, probabilities, strict=True))
+        opinion = max(opinions, key=opinions.get)
+        label = opinion if self.knobs.labels == "pseudo" else asked
+        shares = {f"p_{name}": round(p, 6) for name, p in opinions.items()}
+        return {"label": label, "pseudo_label": opinion, "label_confidence": opinions[label], **shares}
+
+    def _triple(self, row: pd.Series, picture: np.ndarray) -> np.ndarray:
+        """Return content, (first) style and result side by side, squares of one size."""
+        content, style = self.studio.pictures(row["source_ids"].split("|")[:2])
+        return np.concatenate(
+            [self.resize(p[None], self.knobs.style_size)[0] for p in (content, style, picture)], axis=1
+        )
+
+    def _finished(self, images: list[np.ndarray], table: pd.DataFrame, made: list[dict[str, Any]]) -> ImageSet:
+        """Return the images that were made, with their columns."""
+        done = table.iloc[: len(made)].copy()
+        for column in made[0] if made else ("pseudo_label", "loss_content", "loss_style", "loss_tv"):
+            done[column] = [record[column] for record in made]
+        size = self.output_size or self.knobs.style_size
+        return ImageSet(np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8), done)
+
+    # ------------------------------------------------------------------------------------------ on disk
 
     def save(self, folder: Path) -> None:
-        """Write ``generator.json`` (knobs, layer scales, networks' provenance) and ``sources.csv``; no pictures."""
+        """Write ``generator.json`` (knobs, layer scales, networks' provenance) and ``sources.csv``; no pictures.
+
+        The feed-forward network and the features of the sources are written where they are used.
+        """
         self._require_fitted()
         write_settings(
             folder,
             self.name,
-            knobs=self.knobs,
-            scales=self.scales,
+            knobs=self.knobs.model_dump(mode="json"),
+            scales=self.studio.engine.scales,
+            calibration=self.calibration,
             content_class=self.content_class,
             output_size=self.output_size,
             encoder=self.encoder.provenance,
             labeller=self.labeller.provenance if self.labeller else None,
         )
         self.sources.to_csv(Path(folder) / SOURCES_FILE, index=False)
+        if self.features is not None:
+            np.save(Path(folder) / FEATURES_FILE, self.features)
+        if self.studio.network is not None:
+            (Path(folder) / NETWORK_DIR).mkdir(exist_ok=True)
+            self.studio.network.save(Path(folder) / NETWORK_DIR)
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        encoder: Encoder,
-        pictures: Pictures,
-        resize: Resize,
-        labeller: InDomain | None = None,
-        compute: Compute | None = None,
-    ) -> StyleTransfer:
+    def load(cls, folder: Path, *, encoder: Encoder, labeller: InDomain | None = None, **parts: Any) -> StyleTransfer:
         """Open what :meth:`save` wrote.
 
         Networks and pictures are not in the folder and must be passed again; networks with other weights than at the
         fit are refused.
         """
-        settings = read_settings(folder)
+        folder, settings = Path(folder), read_settings(folder)
         for role, network in (("encoder", encoder), ("labeller", labeller)):
             saved, given = settings[role], network.provenance if network else None
             if (saved and saved["sha256"]) != (given and given["sha256"]):
                 before, now = ("none" if p is None else f"{p['name']} ({p['sha256'][:8]})" for p in (saved, given))
                 raise BadInput(f"{folder} was made with the {role} {before}, but was given {now}: pass the same one.")
-        generator = cls(
-            encoder=encoder, pictures=pictures, resize=resize, labeller=labeller, compute=compute, **settings["knobs"]
-        )
-        generator.scales, generator.content_class = settings["scales"], settings["content_class"]
-        generator.output_size = settings["output_size"]
-        generator.sources = pd.read_csv(Path(folder) / SOURCES_FILE, dtype=str, keep_default_na=False)
-        generator._make_engine()
+        generator = cls(encoder=encoder, labeller=labeller, **parts, **settings["knobs"])
+        generator.content_class, generator.output_size = settings["content_class"], settings["output_size"]
+        generator.studio.engine.scales, generator.calibration = settings["scales"], settings["calibration"]
+        generator.sources = pd.read_csv(folder / SOURCES_FILE, dtype=str, keep_default_na=False)
+        if (folder / FEATURES_FILE).is_file():
+            generator.features = np.load(folder / FEATURES_FILE, allow_pickle=False)
+        if (folder / NETWORK_DIR).is_dir():
+            generator.studio.network = FeedForward.load(folder / NETWORK_DIR, encoder, compute=generator.compute)
         return generator
 
     def _require_fitted(self) -> None:
@@ -283,24 +381,10 @@ class StyleTransfer(Generator):
             raise BadInput("Style transfer has no source pictures yet: call fit with the train fold first.")
 
 
-class NonFiniteStyleTransfer(BadInput):
-    """A loss became NaN or infinite; ``finished`` is the ImageSet of the images made before."""
-
-    def __init__(self, sentence: str, finished: ImageSet) -> None:
-        super().__init__(sentence)
-        self.finished = finished
-
-
-def _cycle(names: list[str], seed: int) -> Iterator[str]:
-    """Yield the names for ever, each once per round, every round in an order of its own."""
-    random = np.random.default_rng(seed)
-    while True:
-        yield from (names[i] for i in random.permutation(len(names)))
-
-
-def _finish(images: np.ndarray, table: pd.DataFrame, made: list[dict[str, Any]]) -> ImageSet:
-    """Return the images that were made, with their columns."""
-    done = table.iloc[: len(made)].copy()
-    for column in made[0] if made else ("pseudo_label", "loss_content", "loss_style", "loss_tv"):
-        done[column] = [record[column] for record in made]
-    return ImageSet(images[: len(made)], done)
+def _read_pair(text: str) -> Pair:
+    """Read ``content|style|...@seed``."""
+    names, seed = text.rsplit("@", 1)
+    content, *styles = names.split("|")
+    if not content or not styles or not all(styles):
+        raise BadInput(f"source_ids '{names}' must name a content and at least one style, as in content|style.")
+    return Pair(content, tuple(styles), int(seed))

@@ -1,4 +1,4 @@
-"""Measures: classifier scores, fidelity and diversity of synthetic images, copying, and the verdict on an arm."""
+"""Measures: scores, fidelity, realism and labels of synthetic images, copying, repeatability, and the verdict."""
 
 from stda.measure.collected import (
     Collected,
@@ -11,28 +11,41 @@ from stda.measure.collected import (
 )
 from stda.measure.copying import copying_table, near_copies, nearest_features, nearest_images, nearest_pairs
 from stda.measure.fidelity import fid, fidelity_table, kid, prdc
+from stda.measure.labels import confidence_curve, flip_rate, label_fidelity
+from stda.measure.realism import border_artefacts, ghosting, real_or_synthetic
+from stda.measure.repeatability import prediction_agreement, repeatability_sentence, spread_table, training_scores
 from stda.measure.scores import metrics_table, scores
 from stda.measure.verdict import arm_table, judge
 
 __all__ = [
     "Collected",
     "arm_table",
+    "border_artefacts",
     "collect",
     "conclusion",
+    "confidence_curve",
     "copying_table",
     "cost_table",
     "fid",
     "fidelity_table",
+    "flip_rate",
+    "ghosting",
     "interval_rows",
     "interval_texts",
     "judge",
     "kid",
+    "label_fidelity",
     "metrics_table",
     "near_copies",
     "nearest_features",
     "nearest_images",
     "nearest_pairs",
     "prdc",
+    "prediction_agreement",
+    "real_or_synthetic",
+    "repeatability_sentence",
     "scores",
+    "spread_table",
+    "training_scores",
     "verdict_sentence",
 ]

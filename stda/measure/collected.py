@@ -10,7 +10,8 @@ import pandas as pd
 
 from stda import BadInput
 from stda.runs import Job, Stage, finished, jobs, read_manifest, runs_root
-from stda.study import GENERATORS, load
+from stda.sections import GENERATORS
+from stda.study import load
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Collected:
     registered: pd.DataFrame
     not_run: pd.DataFrame
     updates: pd.DataFrame  # replicate, arm, updates
+    repeats: (
+        pd.DataFrame
+    )  # test answers of every training: replicate, arm, repeat, image_id, label, predicted, p_<class>
 
 
 def collect(run: Stage) -> Collected:
@@ -56,6 +60,7 @@ def collect(run: Stage) -> Collected:
         registered=_registered(root),
         not_run=_not_run(root, found, left_out, partial, arms),
         updates=pd.DataFrame(updates),
+        repeats=pd.concat([_repeats(f, job) for job, f in folders.items()], ignore_index=True),
     )
 
 
@@ -77,11 +82,21 @@ def _generator(folder: Path) -> str:
     return synthetic if synthetic in GENERATORS else ""
 
 
-def _predictions(folder: Path, job: Job) -> pd.DataFrame:
+def _predictions(folder: Path, job: Job, name: str = "predictions.csv") -> pd.DataFrame:
     text = dict.fromkeys(("image_id", "group", "split", "label", "predicted"), str)
-    table = pd.read_csv(folder / "predictions.csv", dtype=text, keep_default_na=False)
+    table = pd.read_csv(folder / name, dtype=text, keep_default_na=False)
     table.insert(0, "replicate", job.replicate)
     table.insert(1, "arm", job.arm)
+    return table
+
+
+def _repeats(folder: Path, job: Job) -> pd.DataFrame:
+    """Return the test answers of all trainings of an arm: ``repeats.csv``, else those of its one training."""
+    if (folder / "repeats.csv").is_file():
+        return _predictions(folder, job, "repeats.csv")
+    table = _predictions(folder, job)
+    table = table[table["split"] == "test"].drop(columns=["group", "split"])
+    table.insert(2, "repeat", 0)
     return table
 
 
@@ -131,14 +146,17 @@ def _not_run(
 def cost_table(manifests: list[dict[str, Any]], *, arms: dict[str, str]) -> pd.DataFrame:
     """Return seconds, peak memory (MB) and images per second (training included) of every stage, mean over replicates.
 
-    For an arm, ``seconds with generator`` adds what its generator took, the price of the arm as a whole.
+    ``seconds`` are those of the work itself where the notebook noted them (fact ``work_seconds``: without what it shows
+    and tries out), else those of the whole notebook.  For an arm, ``seconds with generator`` adds what its generator
+    took, the price of the arm as a whole.
     """
     rows = []
     for m in manifests:
         made = m["facts"].get("images", 0)
         name = m["arm"] and f"arm {m['arm']}"
-        rate = made / m["seconds"] if made and m["seconds"] else float("nan")
-        rows.append((name or m["stage"], m["arm"], m["seconds"], m["peak_memory_mb"], rate))
+        seconds = m["facts"].get("work_seconds", m["seconds"])
+        rate = made / seconds if made and seconds else float("nan")
+        rows.append((name or m["stage"], m["arm"], seconds, m["peak_memory_mb"], rate))
     table = pd.DataFrame(rows, columns=["what", "arm", "seconds", "peak memory (MB)", "images per second of all work"])
     mean = table.groupby(["what", "arm"], sort=False).mean(numeric_only=True).reset_index()
     seconds = mean.set_index("what")["seconds"]

@@ -11,27 +11,31 @@ from stda.show.charts import (
     recall_heatmap,
     reliability,
 )
+from stda.show.evidence import agreement, confidence_curve, repeatability
 from stda.show.figures import PALETTE, attribution_grid, figure, grid, mosaic, show
 from stda.show.progress import progress
 from stda.show.render import render_notebook
-from stda.show.sheets import Watch, class_sheet, confusion, training_grids, wanted_counts
+from stda.show.sheets import Watch, class_sheet, confusion, ladder, training_grids, wanted_counts
 from stda.show.site import build_index
 from stda.show.tables import table, text
 
 __all__ = [
     "PALETTE",
     "Watch",
+    "agreement",
     "arms",
     "arms_figure",
     "attribution_grid",
     "build_index",
     "class_counts",
     "class_sheet",
+    "confidence_curve",
     "confusion",
     "effects",
     "effects_figure",
     "figure",
     "grid",
+    "ladder",
     "loss_curves",
     "mosaic",
     "perturbation_curves",
@@ -39,6 +43,7 @@ __all__ = [
     "recall_heatmap",
     "reliability",
     "render_notebook",
+    "repeatability",
     "show",
     "table",
     "text",

@@ -124,7 +124,7 @@ def effects_figure(verdicts: pd.DataFrame | Sequence[Mapping], *, smallest_effec
         ax.plot(row["difference"], y, look["marker"], color=look["colour"], markerfacecolor=face, markersize=8)
         words = f"{row['verdict']}  {_signed(row['difference'])} [{_signed(row['low'])}, {_signed(row['high'])}]"
         ax.text(1.02, y, words, transform=ax.get_yaxis_transform(), va="center", color=look["colour"], fontsize=9.5)
-    _arm_axis(ax, list(rows["arm"]))
+    arm_axis(ax, list(rows["arm"]))
     baselines = " / ".join(dict.fromkeys(rows["baseline"].astype(str)))
     band = f"shaded: within ±{smallest_effect:g}, the smallest effect of interest"
     ax.set_xlabel(f"difference in {metric.replace('_', ' ')} to '{baselines}'\n({band})")
@@ -135,7 +135,8 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _arm_axis(ax: Axes, names: list[str]) -> None:
+def arm_axis(ax: Axes, names: list[str]) -> None:
+    """Write the names at the left, the first on top, a row each."""
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(False, axis="y")
@@ -182,7 +183,7 @@ def arms_figure(
         ax.axvline(value, color=colour(i + 1), linestyle=DASHES[1], label=f"{name} ({value:.3f})")
     if lines:
         legend_above(ax, columns=3)
-    _arm_axis(ax, list(means.index))
+    arm_axis(ax, list(means.index))
     ax.set_xlabel(f"{metric.replace('_', ' ')} ({split}): a dot per replicate, the bar and the number their mean")
     return fig
 
@@ -214,7 +215,7 @@ def class_counts(
     ax.margins(x=0.09)
     if frame.shape[1] > 1:
         legend_above(ax, columns=4)
-    _arm_axis(ax, [str(name) for name in frame.index])
+    arm_axis(ax, [str(name) for name in frame.index])
     ax.set_xlabel(unit + (" (logarithmic)" if log else ""))
     show(fig, alt=alt, caption=caption)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from stda import BadInput
 from stda.images import ImageSet
 from stda.show.charts import recall_heatmap
 from stda.show.figures import grid
@@ -40,6 +41,45 @@ def class_sheet(
         caption=caption,
         zoom=zoom,
     )
+
+
+def ladder(
+    images: ImageSet,
+    sources: ImageSet,
+    *,
+    alt: str,
+    n: int = 4,
+    by: str = "iteration",
+    caption: str = "",
+    zoom: int | None = None,
+) -> None:
+    """Display the strength ladder of style transfer: a row per pair with content, every strength in order, and style.
+
+    ``images`` hold the same pairs (``source_ids``) at several values of the column ``by``; the first ``n`` pairs are
+    shown.  ``sources`` hold the pictures themselves, of the same size.  Above each picture stands its class: the true
+    one of a source, the pseudo-label of a stylised one.  Several styles of one picture stand side by side.
+    """
+    missing = [c for c in (by, "source_ids", "pseudo_label") if c not in images.table]
+    if missing or not len(images):
+        raise BadInput(f"A ladder of {len(images)} images without the columns {missing} cannot be drawn.")
+    strengths = sorted(images.table[by].unique())
+    found = images.table.assign(row=range(len(images))).drop_duplicates(["source_ids", by])
+    rows = found.pivot(index="source_ids", columns=by, values="row")
+    rows = rows.loc[[pair for pair in found["source_ids"].unique() if rows.loc[pair].notna().all()]][:n]
+    if rows.empty:
+        raise BadInput(f"No pair was kept at all of the strengths {strengths}, so there is no ladder to show.")
+    if images.images.shape[1:] != sources.images.shape[1:]:
+        raise BadInput(f"The pictures have {sources.size} px, the stylised ones {images.size} px: resize one of them.")
+    known = pd.Series(np.arange(len(sources)), index=sources.table["image_id"])
+    cells, titles = [], []
+    for pair, steps in rows.iterrows():
+        content, *styles = (int(known[name]) for name in pair.split("|"))
+        cells += [sources.images[content], *images.images[steps.astype(int)], *sources.images[styles]]
+        titles.append(f"content\n{sources.labels[content]}")
+        seen = images.table["pseudo_label"].to_numpy()[steps.astype(int)]
+        titles += [f"{by} {s:g}\nseen as {label}" for s, label in zip(strengths, seen, strict=True)]
+        titles += [f"style\n{sources.labels[i]}" for i in styles]
+    grid(np.stack(cells), titles=titles, columns=len(cells) // len(rows), alt=alt, caption=caption, zoom=zoom)
 
 
 def wanted_counts(train: ImageSet, wanted: Sequence[str]) -> pd.DataFrame:

@@ -79,6 +79,10 @@ def test_best_arms():
         columns=["arm", "synthetic", "val_balanced_accuracy"],
     )
     assert classify.best_arms(trained)["arm"].tolist() == ["oversample", "gan"]
+    controls = pd.concat(
+        [trained, trained[:1].assign(arm="self", synthetic="self-training", val_balanced_accuracy=0.9)]
+    )
+    assert classify.best_arms(controls.reset_index(drop=True))["arm"].tolist() == ["self", "gan"]
     assert classify.best_arms(trained[:1])["arm"].tolist() == ["none"]
     with pytest.raises(BadInput, match="run 06"):
         classify.best_arms(trained[:0])
@@ -94,3 +98,21 @@ def test_even_rows_take_turns(images):
     sample = classify.even_sample(images, 7, seed=1)
     assert sorted(sample.table["image_id"]) == sorted(images.table["image_id"].iloc[drawn])
     assert sample.labels.tolist() == sorted(sample.labels)
+
+
+def test_repeats_are_test_predictions_below_each_other(images):
+    classes, random = ["a", "b", "c"], np.random.default_rng(0)
+    val = ImageSet(images.images, images.table.assign(split="val"))
+    runs = [
+        pd.concat(
+            [classify.prediction_table(fold, random.dirichlet(np.ones(3), 10), classes) for fold in (val, images)]
+        )
+        for _ in range(3)
+    ]
+    table = classify.repeat_table(runs)
+    assert list(table) == ["repeat", "image_id", "label", "predicted", "p_a", "p_b", "p_c"]
+    assert table["repeat"].tolist() == np.repeat([0, 1, 2], 10).tolist()
+    for number, part in table.groupby("repeat"):
+        assert part["p_b"].tolist() == runs[number]["p_b"].iloc[10:].tolist()
+    with pytest.raises(BadInput, match="same test fold"):
+        classify.repeat_table([runs[0], runs[1].iloc[:-1]])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stda import BadInput, classify
+from stda.classify.labels import one_hot
 from stda.compute import Compute
 from stda.images import ImageSet
 
@@ -27,6 +28,12 @@ def make(counts, split, seed=0, size=16):
 @pytest.fixture(scope="module")
 def folds():
     return make({"amber": 60, "blue": 20, "clay": 8}, "train"), make({"amber": 20, "blue": 10, "clay": 5}, "val")
+
+
+@pytest.fixture(scope="module")
+def synthetic():
+    made = make({"amber": 30, "blue": 30, "clay": 30}, "synthetic", seed=4)
+    return ImageSet(made.images, made.table.assign(generator="gan"))
 
 
 def fit(train, val, **knobs):
@@ -58,9 +65,8 @@ def test_balanced_accuracy_is_that_of_scikit_learn():
     assert classify.balanced_accuracy(targets, answers) == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_the_best_checkpoint_is_kept(folds, average):
-    model, history = fit(*folds, steps=15, learning_rate=0.02, evaluate_every=1, average=average)
+def test_the_best_checkpoint_is_kept(folds):
+    model, history = fit(*folds, steps=15, learning_rate=0.02, evaluate_every=1)
     answers = classify.predict(model, folds[1], CPU).argmax(axis=1)
     targets = np.searchsorted(sorted(COLOURS), folds[1].labels.astype(str))
     best = history["val_balanced_accuracy"].max()
@@ -93,6 +99,79 @@ def test_the_seed_decides_and_the_global_state_is_left_alone(folds):
     states = [model.state_dict() for model in (a, b, c)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not all(torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+class TestPretraining:
+    """Two phases, one budget of updates, one choice of the checkpoint."""
+
+    def test_the_updates_are_shared_and_each_phase_has_its_cycle(self, folds, synthetic):
+        seen = []
+        _, history = fit(*folds, steps=30, pretrain=synthetic, pretrain_steps=12, callback=seen.append)
+        assert [record["step"] for record in seen] == list(range(1, 31))
+        assert history["step"].tolist() == list(range(1, 31))
+        assert history["phase"].tolist() == ["pretrain"] * 12 + ["train"] * 18
+        for name, rates in history.groupby("phase")["learning_rate"]:
+            peak = rates.reset_index(drop=True)
+            assert peak.max() == pytest.approx(2e-3, rel=2e-2), name
+            assert 0 < peak.argmax() < len(peak) - 1
+            assert peak.iloc[-1] < 1e-5
+
+    def test_the_checkpoint_is_of_the_last_phase(self, folds, synthetic):
+        knobs = {"steps": 20, "pretrain_steps": 19, "evaluate_every": 1, "learning_rate": 0.02}
+        model, history = fit(*folds, pretrain=synthetic, **knobs)
+        looks = history.dropna(subset="val_balanced_accuracy")
+        assert looks["kept"].astype(bool).tolist() == [False] * 19 + [True]
+        answers = classify.predict(model, folds[1], CPU).argmax(axis=1)
+        targets = np.searchsorted(sorted(COLOURS), folds[1].labels.astype(str))
+        assert classify.balanced_accuracy(targets, answers) == pytest.approx(looks["val_balanced_accuracy"].iloc[-1])
+
+    def test_it_knows_what_it_saw_first(self, folds, synthetic):
+        _, history = fit(*folds, steps=41, pretrain=synthetic, pretrain_steps=40)
+        _, short = fit(*folds, steps=1)
+        assert history["val_balanced_accuracy"].iloc[39] > 0.9
+        assert history["loss"].iloc[40] < short["loss"].iloc[0] / 2
+
+    def test_rows_of_another_fold_are_refused_in_either_phase(self, folds, synthetic):
+        leaked = ImageSet.concat(synthetic, make({"clay": 1}, "test"))
+        with pytest.raises(BadInput, match="train fold only"):
+            fit(*folds, steps=9, pretrain=leaked, pretrain_steps=4)
+
+    @pytest.mark.parametrize(("given", "steps"), [(True, 0), (True, 12), (False, 3)])
+    def test_a_phase_without_images_or_steps_is_a_sentence(self, folds, synthetic, given, steps):
+        with pytest.raises(BadInput, match=f"{steps} of 12 steps"):
+            fit(*folds, pretrain=synthetic if given else None, pretrain_steps=steps)
+
+
+class TestSoftTargets:
+    """Cross-entropy with probabilities."""
+
+    def test_one_hot_probabilities_train_like_labels(self, folds):
+        hard, soft = fit(*folds), fit(one_hot(folds[0], sorted(COLOURS)), folds[1])
+        np.testing.assert_allclose(hard[1]["loss"], soft[1]["loss"], rtol=1e-4)
+
+    def test_the_loss_is_the_mixture_of_the_hard_ones(self, folds):
+        """Cross-entropy is linear in the target, and nothing else about a shuffled step depends on the labels."""
+        mixture, knobs = {"amber": 0.5, "blue": 0.2, "clay": 0.3}, {"steps": 1, "sampler": "shuffle"}
+        table = folds[0].table.assign(**{f"target_{name}": share for name, share in mixture.items()})
+        _, soft = fit(ImageSet(folds[0].images, table), folds[1], **knobs)
+        expected = 0.0
+        for name, share in mixture.items():
+            _, hard = fit(ImageSet(folds[0].images, folds[0].table.assign(label=name)), folds[1], **knobs)
+            expected += share * hard["loss"].iloc[0]
+        assert soft["loss"].iloc[0] == pytest.approx(expected, rel=1e-5)
+
+    def test_probabilities_that_do_not_sum_to_one(self, folds):
+        damaged = one_hot(folds[0], sorted(COLOURS))
+        table = damaged.table.assign(target_blue=0.7)
+        with pytest.raises(BadInput, match="no probabilities"):
+            fit(ImageSet(damaged.images, table), folds[1])
+
+
+def test_an_arm_may_train_on_synthetic_rows_alone(folds, synthetic):
+    model, _ = fit(synthetic, folds[1], steps=40)
+    answers = classify.predict(model, folds[1], CPU).argmax(axis=1)
+    targets = np.searchsorted(sorted(COLOURS), folds[1].labels.astype(str))
+    assert classify.balanced_accuracy(targets, answers) > 0.9
 
 
 @pytest.mark.parametrize("split", ["val", "test", ""])
@@ -132,7 +211,7 @@ def test_bad_input_is_a_sentence(folds, change, words):
         fit(*folds, **change)
 
 
-def test_only_synthetic_rows_and_empty_or_unequal_folds_are_refused(folds):
+def test_empty_and_unequal_folds_are_refused(folds):
     train, val = folds
     with pytest.raises(BadInput, match="no rows"):
         fit(train.select(np.zeros(len(train), bool)), val)

@@ -126,3 +126,30 @@ def test_impossible_sizes(size, files):
         decode.decode(files, size=size)
     with pytest.raises(BadInput, match="image_size"):
         decode.resize(np.zeros((1, 4, 4, 3), np.uint8), size)
+
+
+def test_the_aspect_is_kept_where_asked(files):
+    whole = np.asarray(Image.open(files[0]))  # 60 x 40
+    np.testing.assert_array_equal(decode.decode_one(files[0], 40, "keep"), whole)
+    shapes = [found.shape for found in decode.decode_each(files, size=20, aspect="keep")]
+    assert shapes == [(20, 30, 3), (20, 13, 3), (20, 20, 3), (20, 29, 3)]
+    expected = np.asarray(Image.fromarray(whole).resize((30, 20), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(decode.decode_one(files[0], 20, "keep"), expected)
+    assert decode.frame((600, 450), 224) == (298, 224)  # the size of ST-DA's published examples
+    with pytest.raises(BadInput, match="aspect is 'wide'; it must be one of square, keep"):
+        decode.check_aspect("wide")
+
+
+def test_a_mask_is_cut_and_sized_as_its_picture():
+    drawn = np.zeros((30, 40), np.uint8)
+    drawn[10:20, 5:30] = 255
+    mask = Image.fromarray(drawn).convert("1")
+    # every second pixel of the whole frame, of the centre square (columns 5 to 35)
+    np.testing.assert_array_equal(decode.resize_mask(mask, 15, "keep", (40, 30)), drawn[1::2, 1::2])
+    np.testing.assert_array_equal(decode.resize_mask(mask, 15, "square", (400, 300)), drawn[1::2, 6:36:2])
+    for aspect in decode.ASPECTS:  # a square picture is the centre square of the frame
+        np.testing.assert_array_equal(decode.resize_mask(mask, 30, aspect, (224, 224)), drawn[:, 5:35])
+        with pytest.raises(ValueError, match="has 40 x 30 px, its picture 300 x 200"):
+            decode.resize_mask(mask, 15, aspect, (300, 200))
+    grey = Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8))
+    np.testing.assert_array_equal(decode.resize_mask(grey, 1, "keep", (4, 1)), [[0, 0, 255, 255]])

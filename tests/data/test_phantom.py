@@ -144,3 +144,26 @@ def test_a_subset_of_classes():
     assert some.classes == ["MEL", "NV"]
     with pytest.raises(BadInput, match="'XYZ'"):
         data.load("phantom", size=16, n_images=120, classes="MEL,XYZ")
+
+
+def test_the_mask_covers_the_lesion_and_nothing_else(table):
+    rows = table[table["label"] == "NV"].iloc[:30].assign(hair=0, ruler=0, vignette=0)
+    masks, pictures = phantom.masks(rows, size=64) > 0, phantom.render(rows, size=64).astype(float).mean(-1)
+    assert masks.shape == (30, 64, 64)
+    shares = masks.mean(axis=(1, 2))
+    assert ((shares > 0.005) & (shares < 0.9)).all()
+    darker = [picture[~mask].mean() - picture[mask].mean() for mask, picture in zip(masks, pictures, strict=True)]
+    assert np.median(darker) > 15  # a naevus is darker than the skin around it
+    rng = np.random.default_rng(0)
+    shuffled = masks[rng.permutation(30)]
+    other = [picture[~mask].mean() - picture[mask].mean() for mask, picture in zip(shuffled, pictures, strict=True)]
+    assert np.median(darker) > np.median(other)
+
+
+def test_a_mask_is_the_same_scene_at_every_size_and_alone(table):
+    rows = table.iloc[:5]
+    small, large = phantom.masks(rows, size=32), phantom.masks(rows, size=128)
+    assert set(np.unique(large)) == {0, 255}
+    assert (large[:, 2::4, 2::4] != small).mean() < 0.01
+    np.testing.assert_array_equal(phantom.masks(rows.iloc[[3]], size=32)[0], small[3])
+    assert phantom.masks(rows.iloc[:0], size=32).shape == (0, 32, 32)

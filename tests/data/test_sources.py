@@ -328,3 +328,112 @@ def test_unknown_sources_missing_roots_and_impossible_sizes(source, tmp_path):
         data.load(source, tmp_path, size=0)
     with pytest.raises(BadInput, match=r"data\.source is 'isic'"):
         data.load("isic", tmp_path, size=8)
+
+
+# ------------------------------------------------------------------------------------------------------ aspect, masks
+
+
+def settings(source, root, **change):
+    return {"source": source, "root": str(root), "classes": "", "n_images": 100, "seed": 0, **change}
+
+
+def test_pictures_of_their_own_aspect(ham):
+    picture(ham / "images" / "ISIC_0000001.jpg", 1, shape=(30, 30))
+    names = ["ISIC_0000001", "ISIC_0000000"]
+    found = data.picture_reader(settings("ham10000", ham), size=15, aspect="keep")(names)
+    assert [image.shape for image in found] == [(15, 15, 3), (15, 20, 3)]
+    drawn = data.picture_reader(settings("phantom", ""), size=16, aspect="keep")
+    ids = data.describe("phantom", n_images=100)["image_id"][:2].tolist()
+    np.testing.assert_array_equal(np.stack(drawn(ids)), data.pictures("phantom", "", ids, size=16, n_images=100))
+    assert data.picture_reader(settings("ham10000", ham), size=15, aspect="keep")([]) == []
+    with pytest.raises(BadInput, match="aspect is 'wide'"):
+        data.picture_reader(settings("ham10000", ham), size=15, aspect="wide")
+
+
+def add_masks(root, place, names, *, suffix="", shape=(30, 40)):
+    masks = {}
+    for k, name in enumerate(names):
+        masks[name] = np.zeros(shape, np.uint8)
+        masks[name][k : k + 12, 4 : 20 + k] = 255
+        (root / place).mkdir(exist_ok=True, parents=True)
+        Image.fromarray(masks[name]).convert("1").save(root / place / f"{name}{suffix}.png")
+    return masks
+
+
+@pytest.mark.parametrize(
+    ("place", "suffix"),
+    [
+        ("masks", ""),
+        ("expert_masks", ""),
+        ("HAM10000_segmentations_lesion_tschandl", "_segmentation"),
+        ("../ham10000/masks", ""),  # a selection of the pictures beside the whole data set
+    ],
+)
+def test_masks_wherever_they_lie(ham, place, suffix):
+    names = [f"ISIC_{k:07d}" for k in range(14)]
+    drawn = add_masks(ham, place, names, suffix=suffix)
+    read = data.mask_reader(settings("ham10000", ham), size=30)
+    asked = [names[3], names[0]]
+    np.testing.assert_array_equal(read(asked), np.stack([drawn[name][:, 5:35] for name in asked]))
+    assert read([]).shape == (0, 30, 30)
+    keep = data.mask_reader(settings("ham10000", ham), size=30, aspect="keep")
+    np.testing.assert_array_equal(keep(asked)[0], drawn[asked[0]])
+    with pytest.raises(BadInput, match="no image 'nobody'"):
+        read(["nobody"])
+
+
+def test_masks_that_are_missing_or_of_another_shape(ham, classes_folder, npz):
+    with pytest.raises(BadInput, match="has no lesion masks: put them into its folder masks"):
+        data.mask_reader(settings("ham10000", ham), size=30)
+    names = [f"ISIC_{k:07d}" for k in range(13)]
+    add_masks(ham, "masks", names)
+    read = data.mask_reader(settings("ham10000", ham), size=30)
+    with pytest.raises(BadInput, match="Image 'ISIC_0000013' has no lesion mask"):
+        read(["ISIC_0000000", "ISIC_0000013"])
+    add_masks(ham, "masks", names[:1], shape=(30, 60))
+    with pytest.raises(BadInput, match=r"ISIC_0000000\.png cannot be used \(has 60 x 30 px, its picture 40 x 30\)"):
+        read(names[:1])
+    (ham / "masks" / "ISIC_0000001.png").write_text("no mask")
+    with pytest.raises(BadInput, match=r"ISIC_0000001\.png cannot be used"):
+        read(names[1:2])
+    for source, root in (("folder", classes_folder), ("dermamnist", npz[0])):
+        with pytest.raises(BadInput, match=f"Source {source} has no lesion masks"):
+            data.mask_reader(settings(source, root), size=30)
+
+
+def test_the_phantom_knows_its_masks():
+    names = data.describe("phantom", n_images=100)["image_id"].tolist()
+    square = data.mask_reader(settings("phantom", ""), size=48)(names[5:8])
+    assert square.shape == (3, 48, 48)
+    keep = data.mask_reader(settings("phantom", ""), size=48, aspect="keep")(names[5:8])
+    np.testing.assert_array_equal(np.stack(keep), square)
+
+
+def test_a_selection_of_ham10000_has_a_table_of_its_own(ham):
+    before = data.describe("ham10000", ham)
+    (ham / "HAM10000_metadata.csv").rename(ham / "labels.csv")
+    pd.testing.assert_frame_equal(data.describe("ham10000", ham), before)
+
+
+@pytest.mark.skipif(not (SHARED / "ham10000_224").is_dir(), reason="ham10000_224 is not in ../shared/data")
+def test_the_real_selections_and_their_masks():
+    table = data.describe("ham10000", SHARED / "ham10000_224")
+    assert table["label"].value_counts().to_dict() == {
+        "nv": 1500,
+        "bkl": 583,
+        "mel": 491,
+        "bcc": 264,
+        "akiec": 183,
+        "vasc": 80,
+        "df": 60,
+    }
+    ids = table["image_id"][:20].tolist()
+    # the 224 px squares are the centres of the whole frames, so the frames' masks fit them
+    small, whole = (data.pictures("ham10000", root, ids, size=64) for root in (SHARED / "ham10000_224", HAM))
+    assert np.abs(small.astype(int) - whole).mean() < 4
+    masks = [data.mask_reader(settings("ham10000", root), size=64)(ids) for root in (SHARED / "ham10000_224", HAM)]
+    np.testing.assert_array_equal(*masks)
+    assert (masks[0] > 0).any(axis=(1, 2)).all()
+    expert = data.describe("ham10000", SHARED / "ham10000_600")["image_id"][:3].tolist()
+    keep = data.mask_reader(settings("ham10000", SHARED / "ham10000_600"), size=225, aspect="keep")(expert)
+    assert [mask.shape for mask in keep] == [(225, 300)] * 3

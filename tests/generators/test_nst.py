@@ -11,8 +11,9 @@ from PIL import Image
 from stda import BadInput, generators
 from stda import encoders as E
 from stda.compute import Compute
-from stda.generators import gatys
-from stda.generators.nst import NonFiniteStyleTransfer, StyleTransfer
+from stda.generators.base import Unfinished
+from stda.generators.nst import StyleTransfer
+from stda.generators.style.studio import NonFiniteLoss, Studio
 from stda.images import ImageSet
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
@@ -144,13 +145,15 @@ def test_saved_and_opened_again(fitted, made, labeller, tmp_path):
         generators.load(tmp_path, **{**parts, "labeller": None}, compute=FLOAT32)
 
 
-def test_content_class_and_history(labeller):
+def test_content_class_and_layers(labeller):
     generator = make(labeller, content_class="red")
-    history = generator.fit(make_set(), seed=1)
-    assert list(history["layer"]) == list(labeller.style_layers)
-    assert history["role"].tolist() == ["style", "style", "style", "both"]
-    pairs = [text.split("|") for text in generator.generate(["red"] * 5, seed=0).table["source_ids"]]
+    assert list(generator.fit(make_set(), seed=1)["step"]) == []  # nothing is trained
+    assert list(generator.layers["layer"]) == list(labeller.style_layers)
+    assert generator.layers["role"].tolist() == ["style", "style", "style", "both"]
+    made = generator.generate(["red"] * 5, seed=0).table
+    pairs = [text.split("|") for text in made["source_ids"]]
     assert all(content.startswith("red") and content != style for content, style in pairs)
+    assert set(made["content_label"]) == {"red"}
 
 
 def test_a_class_of_one_picture_in_its_own_class(labeller):
@@ -158,38 +161,190 @@ def test_a_class_of_one_picture_in_its_own_class(labeller):
     network = E.train_in_domain(single, steps=2, seed=0, compute=FLOAT32, batch_size=8)
     generator = make(network, content_class="red")
     generator.fit(single, seed=0)
-    with pytest.raises(BadInput, match="only picture"):
+    with pytest.raises(BadInput, match="own style"):
         generator.generate(["red"], seed=0)
 
 
 def test_a_loss_that_is_no_number_keeps_what_is_made(labeller, monkeypatch):
     generator = make(labeller)
     generator.fit(make_set(), seed=1)
-    original, calls = gatys.Engine.minimise, []
+    original, calls = Studio.restyle, []
 
-    def third_fails(self, *args, **knobs):
+    def third_fails(self, pairs, wanted):
         calls.append(1)
         if len(calls) == 3:
-            raise gatys.NonFiniteLoss("the loss is nan at evaluation 1")
-        return original(self, *args, **knobs)
+            raise NonFiniteLoss(f"the loss of content {pairs[0].content} is not finite")
+        return original(self, pairs, wanted)
 
-    monkeypatch.setattr(gatys.Engine, "minimise", third_fails)
-    with pytest.raises(NonFiniteStyleTransfer, match=r"content blue-\d+ with style green-\d+ .*2 images") as caught:
+    monkeypatch.setattr(Studio, "restyle", third_fails)
+    with pytest.raises(Unfinished, match=r"content blue-\d+ is not finite.*2 images") as caught:
         generator.generate(["green"] * 4, seed=5)
     assert len(caught.value.finished) == 2
     assert caught.value.finished.table["pseudo_label"].notna().all()
-    calls.clear()
-    calls.extend([1, 1])
-    with pytest.raises(NonFiniteStyleTransfer) as caught:
+    calls[:] = [1, 1]
+    with pytest.raises(Unfinished) as caught:
         generator.generate(["green"], seed=5)
     assert len(caught.value.finished) == 0
+
+
+def test_a_real_loss_that_is_no_number_names_its_pair(labeller):
+    generator = make(labeller, style_weight=1e38)
+    generator.fit(make_set(), seed=1)
+    with pytest.raises(Unfinished, match=r"content blue-\d+ with style red-\d+ is not finite"):
+        generator.generate(["red"], seed=5)
 
 
 def test_callback_tells_progress(fitted):
     records = []
     fitted.generate(["red", "green"], seed=0, callback=records.append)
     assert [(r["step"], r["steps"]) for r in records] == [(1, 2), (2, 2)]
-    assert records[0]["grid"].shape == (32, 96, 3)
+    assert records[0]["grid"].shape == (96, 3 * 96, 3)
+
+
+def masks(names):
+    """A 16 px square in the middle of the 32 px originals."""
+    found = np.zeros((len(names), 32, 32), np.uint8)
+    found[:, 8:24, 8:24] = 255
+    return found
+
+
+SMALL = {"style_size": 32, "iterations": 1}
+
+
+def same(a, b):
+    return np.array_equal(a.images, b.images)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"optimiser": "adam"},
+        {"coarse_to_fine": True},
+        {"content_scaling": "size", "content_weight": 1e4},
+        {"variant": "improved"},
+        {"variant": "improved", "chaining": "tool"},
+        {"chaining": "adjacent"},
+        {"pooling": "average", "padding": "reflect"},
+        {"colour": "ycbcr"},
+        {"colour": "histogram"},
+        {"style_mask": "lesion"},
+        {"regions": True},
+        {"style_weights": [0.5, 0.5]},
+        {"pairs": "any"},
+        {"pairs": "within"},
+        {"pairs": "nearest"},
+        {"pairs": "farthest"},
+        {"start": "noise"},
+        {"start": "grey"},
+    ],
+    ids=str,
+)
+def test_every_knob_makes_other_images_that_can_be_made_again(fitted, labeller, knobs):
+    generator = make(labeller, masks=masks, **SMALL, **knobs)
+    generator.fit(make_set(), seed=1)
+    made = generator.generate(["green", "red"], seed=5)
+    assert not same(made, fitted.generate(["green", "red"], seed=5))
+    assert np.array_equal(generator.regenerate(made.table.iloc[[1]]), made.images[[1]])
+    assert made.table["source_ids"].str.count(r"\|").eq(len(generator.knobs.style_weights)).all()
+
+
+def test_early_stop_saves_evaluations(labeller):
+    lazy = make(labeller, **{**SMALL, "iterations": 6, "early_stop": 90.0})
+    lazy.fit(make_set(), seed=1)
+    full = lazy.vary(early_stop=0.0)
+    lazy = lazy.vary()
+    assert (
+        lazy.losses(lazy.generate(["red"], seed=5))["total"][0]
+        > full.losses(full.generate(["red"], seed=5))["total"][0]
+    )
+
+
+def test_skin_stays_bit_for_bit(labeller):
+    generator = make(labeller, masks=masks, **SMALL, content_mask="lesion")
+    generator.fit(make_set(), seed=1)
+    image = generator.vary().generate(["red"], seed=5)
+    content = large_pictures([image.table["source_ids"].iloc[0].split("|")[0]])[0]
+    outside = masks(["x"])[0] == 0
+    assert np.array_equal(image.images[0][outside], content[outside])
+    assert not np.array_equal(image.images[0], content)
+
+
+def test_margin_is_cut_off_and_the_rest_enlarged(labeller):
+    generator = make(
+        labeller,
+        style_size=48,
+        margin=8,
+        pictures=lambda names: large_pictures(names).repeat(2, 1).repeat(2, 2)[:, :48, :48],
+    )
+    generator.fit(make_set(), seed=1)
+    generator.output_size = 0
+    assert generator.generate(["red"], seed=0).images.shape == (1, 32, 32, 3)
+
+
+def test_strengths_of_a_pair_share_its_path(labeller):
+    generator = make(labeller, **{**SMALL, "iterations": 3, "save_at": [1, 3]})
+    generator.fit(make_set(), seed=1)
+    made = generator.generate(["red"] * 4, seed=5)
+    assert list(made.table["iteration"]) == [1, 3, 1, 3]
+    assert made.table["source_ids"].nunique() == made.table["image_seed"].nunique() == 2
+    alone = generator.vary(save_at=[], iterations=1)
+    alone.output_size = 16
+    assert np.array_equal(alone.generate(["red"] * 2, seed=5).images, made.images[[0, 2]])
+    assert np.array_equal(generator.regenerate(made.table.iloc[[2]]), made.images[[2]])
+
+
+def test_pictures_of_any_shape(labeller):
+    def wide(names):
+        return [np.concatenate([picture, picture[:, :10]], axis=1) for picture in large_pictures(names)]
+
+    generator = make(labeller, **SMALL, pictures=wide, aspect="keep")
+    generator.fit(make_set(), seed=1)
+    assert generator.generate(["red"], seed=0).images.shape == (1, 16, 16, 3)
+    generator.output_size = 0
+    assert generator.generate(["red"], seed=0).images.shape == (1, 32, 42, 3)
+
+
+def test_batches_travel_with_their_rows(labeller):
+    generator = make(labeller, **SMALL, batch_size=2)
+    generator.fit(make_set(), seed=1)
+    made = generator.generate(["red", "red", "green"], seed=5)
+    assert list(made.table["batch"].str.count(";")) == [1, 1, 0]
+    assert np.array_equal(generator.regenerate(made.table.iloc[[1]]), made.images[[1]])
+
+
+def test_planned_rows_can_be_entered_anywhere(labeller):
+    generator = make(labeller, **{**SMALL, "iterations": 2, "save_at": [1, 2], "batch_size": 2})
+    generator.fit(make_set(), seed=1)
+    shares = {"green": 0.5, "red": 0.5}
+    whole = generator.plan(0, 21, shares=shares, seed=9)
+    for start, stop in ((0, 4), (5, 6), (13, 21)):
+        part = generator.plan(start, stop, shares=shares, seed=9)
+        pd.testing.assert_frame_equal(part, whole.iloc[start:stop].reset_index(drop=True))
+    made = generator.make(whole.iloc[:4])
+    assert np.array_equal(generator.regenerate(whole.iloc[[3]]), made.images[[3]])
+    assert {"pseudo_label", "p_red", "label_confidence", "loss_style"} <= set(made.table)
+
+
+def test_feed_forward_network(labeller, tmp_path):
+    generator = make(labeller, style_size=32, engine="feedforward", feedforward_batch=2)
+    assert len(generator.fit(make_set(), steps=3, seed=1)) == 3
+    made = generator.generate(["red", "green"], seed=5)
+    assert list(made.table["iteration"]) == [0, 0]
+    generator.save(tmp_path)
+    parts = {"encoder": labeller, "labeller": labeller, "pictures": large_pictures, "resize": resize}
+    opened = generators.load(tmp_path, **parts, compute=FLOAT32)
+    assert np.array_equal(opened.regenerate(made.table.iloc[[1]]), made.images[[1]])
+
+
+def test_losses_judge_any_image(fitted):
+    own = fitted.vary(style_size=32)
+    made = own.generate(["red"], seed=5)
+    found = own.losses(made)
+    start = own.losses(ImageSet(large_pictures([made.table["source_ids"][0].split("|")[0]]), made.table))
+    assert start["content"][0] == pytest.approx(0, abs=1e-3)  # the content picture itself
+    recorded = made.table[["loss_content", "loss_style", "loss_tv"]].sum(axis=1)[0]
+    assert found["total"][0] < 0.5 * start["total"][0]
+    assert found["total"][0] > 0.95 * recorded  # rounded and clipped to 0..255
 
 
 def test_what_it_refuses(labeller, fitted):
@@ -199,17 +354,29 @@ def test_what_it_refuses(labeller, fitted):
         make(labeller, labeller=None)
     with pytest.raises(BadInput, match="labels is 'soft'"):
         make(labeller, labels="soft")
-    with pytest.raises(BadInput, match="start is 'file'"):
+    with pytest.raises(BadInput, match="start_file belong together"):
         make(labeller, start="file")
-    with pytest.raises(BadInput, match="not negative"):
+    with pytest.raises(BadInput, match="cannot be read as a picture"):
+        make(labeller, start="file", start_file="/nowhere.png")
+    with pytest.raises(BadInput, match=r"style_weight is -1\.0"):
         make(labeller, style_weight=-1.0)
+    with pytest.raises(BadInput, match="'iteratons' is not a parameter; did you mean 'iterations'"):
+        make(labeller, iteratons=3)
+    with pytest.raises(BadInput, match="save_at is"):
+        make(labeller, iterations=2, save_at=[1, 3])
+    with pytest.raises(BadInput, match="need a source with lesion masks"):
+        make(labeller, content_mask="lesion")
+    with pytest.raises(BadInput, match="has not been trained"):
+        fitted.vary(engine="feedforward").generate(["red"], seed=0)
+    with pytest.raises(BadInput, match="at least one style"):
+        fitted.regenerate(fitted.generate(["red"], seed=0).table.assign(source_ids="blue-1"))
     with pytest.raises(BadInput, match="content_class is 'pink'"):
         make(labeller, content_class="pink").fit(make_set(), seed=0)
     with pytest.raises(BadInput, match="no layer"):
         make(labeller, content_layer="conv9_1").fit(make_set(), seed=0)
     with pytest.raises(BadInput, match="labeller knows"):
         make(labeller).fit(make_set().select(label=["blue", "red"]), seed=0)
-    with pytest.raises(BadInput, match="pictures gave"):
+    with pytest.raises(BadInput, match="must be uint8"):
         make(labeller, pictures=lambda names: np.zeros((len(names), 8, 8), np.uint8)).fit(make_set(), seed=0)
     with pytest.raises(BadInput, match="call fit"):
         make(labeller).generate(["red"], seed=0)

@@ -14,7 +14,7 @@ def roots(tmp_path, monkeypatch):
     monkeypatch.setenv("STDA_RUNS", str(tmp_path))
 
 
-def finish(job, headline="x", **facts):
+def finish(job, headline="x", *, repeats=0, **facts):
     """Finish a stage folder of the quick study by hand and return it still open."""
     study = Study()
     known = {arm.arm for arm in study.classification.arms}
@@ -31,6 +31,9 @@ def finish(job, headline="x", **facts):
             split=split, label=np.resize(CLASSES, n), predicted=rng.choice(CLASSES, n), p_a=0.5, p_b=0.5
         )
         table.to_csv(run.path("predictions.csv"), index=False)
+        if repeats:
+            test = table[table["split"] == "test"].drop(columns=["group", "split"])
+            pd.concat([test.assign(repeat=k) for k in range(repeats)]).to_csv(run.path("repeats.csv"), index=False)
     if job.stage == "wgan":
         pd.DataFrame({"set": ["wgan"], "kid": [0.1 + job.replicate]}).to_csv(run.path("fidelity.csv"), index=False)
     run.finish(headline=headline, **facts)
@@ -65,6 +68,19 @@ def test_predictions_arms_and_what_is_missing():
     arm = costs.loc["arm wgan"]
     assert arm["seconds with generator"] == pytest.approx(arm["seconds"] + generator)
     assert costs.loc["arm balanced", "seconds with generator"] == costs.loc["arm balanced", "seconds"]
+
+
+def test_every_training_is_collected_and_a_single_one_is_the_first():
+    finish(Job("classification", 0, "balanced"), repeats=3, updates=300)
+    finish(Job("classification", 0, "classic"), updates=300)
+    found = collect().repeats
+    assert found.groupby(["arm", "repeat"]).size().to_dict() == {
+        ("balanced", 0): 20, ("balanced", 1): 20, ("balanced", 2): 20, ("classic", 0): 20
+    }  # fmt: skip
+    assert set(found.columns) == {"replicate", "arm", "repeat", "image_id", "label", "predicted", "p_a", "p_b"}
+    assert found["image_id"].str.len().eq(2).all()  # ids stay text
+    spreads = measure.spread_table(found, baseline="balanced", synthetic=[])
+    assert spreads["spread"].eq("over replicates").all()  # not every arm has repeats
 
 
 def test_left_overs_that_the_registered_params_do_not_plan_stay_out():

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stda import show
+from stda import BadInput, show
 from stda.images import ImageSet
 from stda.show import sheets
 
@@ -63,3 +63,37 @@ def test_confusion_shows_shares_of_the_true_class(monkeypatch):
     show.confusion(table, ["a", "b", "c"], alt=ALT)
     np.testing.assert_allclose(seen[0].loc["a"], [2 / 3, 1 / 3, 0])
     assert seen[0].loc["c"].isna().all()
+
+
+def ladder_pool():
+    rows = [("c|s", 30, "mel"), ("d|s", 5, "nv"), ("c|s", 5, "nv"), ("e|s", 5, "nv"), ("d|s", 30, "nv")]
+    table = pd.DataFrame(rows, columns=["source_ids", "iteration", "pseudo_label"])
+    table = table.assign(image_id=[str(i) for i in range(5)], label=table["pseudo_label"])
+    pixels = np.arange(10, 15, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    return ImageSet(pixels, table)
+
+
+def ladder_sources():
+    table = pd.DataFrame({"image_id": list("cdes"), "label": ["nv", "nv", "nv", "mel"]})
+    return ImageSet(np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8), table)
+
+
+def test_ladder_has_content_strengths_in_order_and_style(shown):
+    show.ladder(ladder_pool(), ladder_sources(), alt=ALT)
+    images, kw = shown[0]
+    # the pair (e, s) was not kept at every strength and is left out
+    assert images[:, 0, 0, 0].tolist() == [0, 12, 10, 3, 1, 11, 14, 3]
+    assert kw["columns"] == 4
+    assert kw["titles"][:4] == ["content\nnv", "iteration 5\nseen as nv", "iteration 30\nseen as mel", "style\nmel"]
+    show.ladder(ladder_pool(), ladder_sources(), alt=ALT, n=1)
+    assert len(shown[1][0]) == 4
+
+
+def test_a_ladder_that_cannot_be_drawn_is_one_sentence(shown):
+    pool, sources = ladder_pool(), ladder_sources()
+    with pytest.raises(BadInput, match="without the columns"):
+        show.ladder(pool, sources, alt=ALT, by="weight")
+    with pytest.raises(BadInput, match="no ladder"):
+        show.ladder(pool.select([0, 1]), sources, alt=ALT)
+    with pytest.raises(BadInput, match="resize"):
+        show.ladder(pool, ImageSet(np.zeros((4, 8, 8, 3), np.uint8), sources.table), alt=ALT)

@@ -1,0 +1,293 @@
+"""The sections of a params file: every parameter with its default, its limits and its one-line meaning.
+
+The parameters cells of the notebooks and ``params/quick.yaml`` repeat the defaults for readers; tests keep
+them in step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+STAGES = ("data", "nst", "dcgan", "wgan", "pggan", "classification", "explainability", "results")
+GENERATORS = ("nst", "dcgan", "wgan", "pggan")
+NOTEBOOKS = {stage: f"{number:02d}_{stage}" for number, stage in enumerate(STAGES, start=1)}
+
+REAL_ONLY = ("none", "oversample", "self-training")  # what an arm may add without a synthetic image
+
+
+def option(default: Any, **limits: Any) -> Any:
+    """Return a field that notebooks receive in the one parameter ``options``: a cell has room for 15 names."""
+    return Field(default, json_schema_extra={"option": True}, **limits)
+
+
+Ratio = Field(0.5, gt=0, le=100, description="synthetic images per real training image of every class but the largest")
+Latent = Field(100, ge=1, le=4096, description="length of the latent vector")
+Batch = Field(64, ge=2, le=65536, description="images per step")
+AllClasses = option(False, description="make images of the largest class too, as protocol synthetic-only needs them")
+OPTIONS = "further knobs by name, where they depart from stda/sections.py"
+
+
+class Section(BaseModel):
+    """A section of the params file: flat, typed, nothing unknown."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class StudySection(Section):
+    """What holds for the whole study."""
+
+    question: str = Field(
+        "Do synthetic images help a classifier of skin lesions?", min_length=1, description="what the study asks"
+    )
+    replicates: int = Field(2, ge=1, le=1000, description="independent repetitions; the unit of statistical evidence")
+    seed: int = Field(0, ge=0, description="every other seed is derived from this one by name")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the processor has it natively, float32 elsewhere"
+    )
+
+
+class DataSection(Section):
+    """01_data."""
+
+    source: Literal["phantom", "ham10000", "dermamnist", "folder"] = Field(
+        "phantom", description="where images come from"
+    )
+    root: str = Field("", description="folder (or .npz file) of the source; the phantom needs none")
+    classes: str = Field("", description="task of the source (ham10000: seven, eight, two); empty: all its classes")
+    image_size: int = Field(32, ge=16, le=1024, description="pixels of a side; images are square")
+    n_images: int = Field(
+        1500, ge=100, le=1_000_000, description="images that the phantom draws (other sources: not used)"
+    )
+    val_fraction: float = Field(0.2, gt=0, lt=0.5, description="share of the validation fold")
+    test_fraction: float = Field(0.3, gt=0, lt=0.8, description="share of the test fold")
+    skip_unreadable: bool = Field(False, description="list and skip images that cannot be decoded")
+    encoder: Literal["in-domain", "squeezenet1_0", "mobilenet_v2", "vgg16", "vgg19"] = Field(
+        "in-domain", description="frozen network of style transfer and of the fidelity measures"
+    )
+    encoder_weights: str = Field("", description="weights file; empty: torchvision's cache (in-domain: trained here)")
+    encoder_steps: int = Field(
+        200, ge=1, description="training steps of the in-domain network, also the pseudo-labeller"
+    )
+
+
+class NstSection(Section):
+    """02_nst."""
+
+    ratio: float = Ratio
+    engine: Literal["optimise", "feedforward"] = Field(
+        "optimise", description="optimise the pixels of each image, or train one network that restyles at once"
+    )
+    style_size: int = Field(96, ge=32, le=1024, description="pixels at which style is transferred")
+    iterations: int = Field(1, ge=1, le=1000, description="L-BFGS calls of about 20 loss evaluations each")
+    content_weight: float = Field(0.025, ge=0, description="weight of the content loss")
+    style_weight: float = Field(1.0, ge=0, description="weight of the style loss")
+    tv_weight: float = Field(8.5e-5, ge=0, description="weight of the total variation")
+    start: Literal["content", "noise", "grey", "file"] = Field(
+        "content", description="image that the optimisation starts from"
+    )
+    labels: Literal["pseudo", "style"] = Field(
+        "pseudo", description="label: the network's opinion, or the style's class"
+    )
+    content_class: str = Field("", description="class of the content images; empty: the largest class")
+    # which pictures meet
+    all_classes: bool = AllClasses
+    pairs: Literal["published", "any", "within", "nearest", "farthest"] = option(
+        "published",
+        description="content of content_class, of any class, of the style's; nearest or farthest in features",
+    )
+    style_weights: list[float] = option(
+        [1.0], min_length=1, description="weights of the styles of one image; as many styles as weights"
+    )
+    save_at: list[int] = option([], description="iterations kept of each pair (ST-DA: 5, 15, 30); empty: the last")
+    start_file: str = option("", description="picture that start: file begins with")
+    # what is compared
+    content_layer: str = option("", description="layer of the content; empty: the encoder's own")
+    style_layers: list[str] = option([], description="layers of the style; empty: the encoder's own")
+    content_scaling: Literal["none", "sqrt", "size"] = option(
+        "none", description="content loss as it is, over 2 sqrt(C H W), or over C H W"
+    )
+    style_scale: float = option(1.0, ge=0, description="factor of the style weight")
+    variant: Literal["gatys", "improved"] = option(
+        "gatys", description="improved: all layers, shifted Grams, weights halving (Novak and Nikulin 2016)"
+    )
+    chaining: Literal["none", "tool", "adjacent"] = option(
+        "none", description="of style layers: as the Keras tool does it, or Grams between adjacent layers"
+    )
+    pooling: Literal["max", "average"] = option("max", description="pooling inside the encoder")
+    padding: Literal["zeros", "reflect"] = option("zeros", description="what the encoder sees beyond the border")
+    # how it is minimised
+    optimiser: Literal["lbfgs", "adam"] = option("lbfgs", description="of the pixels")
+    learning_rate: float = option(2.0, gt=0, description="Adam's rate at the start, in grey levels; decays to zero")
+    early_stop: float = option(0.0, ge=0, lt=100, description="stop below this improvement per iteration, per cent")
+    coarse_to_fine: bool = option(False, description="run the first half of the iterations at half the size")
+    batch_size: int = option(1, ge=1, description="images optimised side by side; pays on a GPU only")
+    # what becomes of the picture
+    aspect: Literal["square", "keep"] = option("square", description="centre square, or the whole picture")
+    margin: int = option(0, ge=0, description="pixels cut off each side after the transfer")
+    colour: Literal["none", "ycbcr", "histogram"] = option(
+        "none", description="keep the content's colours: its chroma, or its histogram"
+    )
+    content_mask: Literal["none", "lesion"] = option("none", description="lesion: skin stays as it is, bit for bit")
+    style_mask: Literal["none", "lesion"] = option("none", description="lesion: style is taken from the lesion only")
+    regions: bool = option(False, description="style the lesion like the lesion and the skin like the skin")
+    # the feed-forward network
+    feedforward_steps: int = option(400, ge=1, description="training steps of the feed-forward network")
+    feedforward_batch: int = option(8, ge=1, description="pairs per training step of the feed-forward network")
+    alpha: float = option(1.0, ge=0, le=1, description="strength of the feed-forward network")
+    # the strength ladder of the notebook
+    ladder: list[int] = option([1, 2, 4], min_length=1, description="iterations of the ladder (ST-DA: 5, 15, 30)")
+    ladder_factors: list[float] = option(
+        [0.1, 1.0, 10.0], min_length=1, description="factors of the style weight in the ladder"
+    )
+    ladder_pairs: int = option(14, ge=2, description="pairs of the ladder")
+    independent_steps: int = option(200, ge=1, description="training steps of the independent classifier")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> NstSection:
+        if self.save_at and (max(self.save_at) > self.iterations or min(self.save_at) < 1):
+            raise ValueError(
+                f"nst.save_at is {self.save_at}; give iterations from 1 to nst.iterations ({self.iterations})"
+            )
+        if min(self.style_weights) < 0 or not sum(self.style_weights):
+            raise ValueError(
+                f"nst.style_weights is {self.style_weights}; give weights of at least 0, not all of them 0"
+            )
+        if (self.start == "file") != bool(self.start_file):
+            raise ValueError("nst.start 'file' and nst.start_file belong together; give both or none")
+        if self.regions and (self.content_mask, self.style_mask) != ("none", "none"):
+            raise ValueError("nst.regions already separates lesion and skin; leave content_mask and style_mask at none")
+        if self.chaining == "tool" and self.variant != "improved":
+            raise ValueError("nst.chaining 'tool' belongs to nst.variant improved; choose that, or chaining adjacent")
+        if 2 * self.margin > self.style_size - 32:
+            raise ValueError(f"nst.margin is {self.margin}; at style_size {self.style_size} it leaves less than 32 px")
+        if self.engine == "feedforward" and (self.regions or self.style_mask != "none" or self.save_at):
+            raise ValueError(
+                "nst.engine 'feedforward' has no regions, style_mask or save_at; leave them at their defaults"
+            )
+        return self
+
+
+class DcganSection(Section):
+    """03_dcgan."""
+
+    ratio: float = Ratio
+    mode: Literal["per-class", "conditional"] = Field(
+        "per-class", description="one model per class, or one that is told it"
+    )
+    width: int = Field(16, ge=4, le=512, description="channels of the widest feature map")
+    latent: int = Latent
+    steps: int = Field(1200, ge=1, description="generator updates, shared out evenly among the models")
+    batch_size: int = Batch
+    learning_rate: float = Field(2e-4, gt=0, lt=1, description="Adam's rate")
+    all_classes: bool = AllClasses
+
+
+class WganSection(Section):
+    """04_wgan."""
+
+    ratio: float = Ratio
+    width: int = Field(8, ge=4, le=512, description="channels d at the full size (paper: 64); up to 8 d at 4 px")
+    latent: int = Field(32, ge=2, le=4096, description="latent entries (paper: 128); the first are the one-hot label")
+    steps: int = Field(350, ge=1, description="generator updates")
+    batch_size: int = Field(32, ge=2, le=65536, description="images per step (paper: 64)")
+    learning_rate: float = Field(1.5e-3, gt=0, lt=1, description="Adam's rate (paper: 1e-4, for far longer runs)")
+    n_critic: int = Field(2, ge=1, le=100, description="critic updates per generator update (paper: 5)")
+    penalty_weight: float = Field(10.0, ge=0, description="weight of the gradient penalty")
+    class_weight: float = Field(2.0, gt=0, description="weight of the class head's cross-entropy (paper: 1)")
+    sampling: Literal["balanced", "empirical"] = Field("balanced", description="how often each class is drawn")
+    all_classes: bool = AllClasses
+
+
+class PgganSection(Section):
+    """05_pggan."""
+
+    ratio: float = Ratio
+    max_channels: int = Field(24, ge=8, le=512, description="channels of the lowest resolutions (paper: 512)")
+    latent: int = Field(32, ge=2, le=4096, description="length of the latent vector (paper: 512)")
+    steps: int = Field(900, ge=1, description="steps over all resolutions, stabilising and fading")
+    batch_size: int = Field(16, ge=4, multiple_of=4, description="images per step; a multiple of 4, the stddev group")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="Adam's rate (paper: 1e-3, for far longer runs)")
+    class_weight: float = Field(2.0, gt=0, description="weight of the class loss on real images and of the generator's")
+    fake_class_weight: float = Field(0.0, ge=0, description="weight of the critic's class loss on its fakes (paper: 1)")
+    sampling: Literal["balanced", "empirical"] = Field("balanced", description="how often each class is drawn")
+    all_classes: bool = AllClasses
+
+
+class Arm(Section):
+    """One way to train the classifier."""
+
+    arm: str = Field("balanced", description="name of the arm")
+    synthetic: Literal["none", "oversample", "self-training", "nst", "dcgan", "wgan", "pggan"] = Field(
+        "none", description="where added images come from; oversample: duplicates; self-training: no synthesis either"
+    )
+    ratio: float = Field(0.5, gt=0, le=100, description="added images per real one of every class but the largest")
+    protocol: Literal["mix", "pretrain", "synthetic-only"] = Field(
+        "mix", description="mix with real images, train on the added ones first, or on nothing else"
+    )
+    augment: Literal["none", "classic"] = Field("classic", description="classic: flips, rotations, zoom, colour")
+    sampler: Literal["shuffle", "balanced"] = Field(
+        "balanced", description="balanced: every class is drawn equally often"
+    )
+    labels: Literal["given", "style", "pseudo", "soft"] = option(
+        "given",
+        description="of added images: as their table says, the style's class, the pseudo-label, or probabilities",
+    )
+    min_confidence: float = option(0.0, ge=0, lt=1, description="leave out added images labelled less surely than this")
+    pretrain_share: float = option(
+        0.5, gt=0, lt=1, description="share of the updates that protocol pretrain gives to added images"
+    )
+
+    @property
+    def generator(self) -> str:
+        """Name of the generator that the arm needs, or an empty string."""
+        return self.synthetic if self.synthetic in GENERATORS else ""
+
+
+DEFAULT_ARMS = (
+    Arm(arm="none", augment="none", sampler="shuffle"),
+    Arm(arm="classic", sampler="shuffle"),
+    Arm(arm="balanced"),
+    Arm(arm="oversample", synthetic="oversample"),
+    *(Arm(arm=name, synthetic=name) for name in GENERATORS),
+)
+
+
+class ClassificationSection(Section):
+    """06_classification, one run per arm."""
+
+    network: Literal["vgg8", "vgg11_bn", "vgg16_bn", "alexnet", "resnet18", "squeezenet1_0", "mobilenet_v2"] = Field(
+        "vgg8", description="architecture of the classifier"
+    )
+    steps: int = Field(300, ge=1, description="optimiser updates, the same for every arm")
+    batch_size: int = Field(64, ge=2, le=65536, description="images per step")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak of the one-cycle schedule")
+    weights: str = option("none", description="none: from scratch; cache: torchvision's cache; else a weights file")
+    repeats: int = option(1, ge=1, le=100, description="trainings per arm and replicate, to measure repeatability")
+    arms: tuple[Arm, ...] = Field(DEFAULT_ARMS, min_length=1, strict=False, description="the arms that are compared")
+
+
+class ExplainabilitySection(Section):
+    """07_explainability."""
+
+    methods: list[Literal["gradient", "integrated_gradients", "deep_taylor", "deep_taylor_bounded"]] = Field(
+        ["gradient", "integrated_gradients", "deep_taylor", "deep_taylor_bounded"],
+        min_length=1,
+        description="attribution methods",
+    )
+    n_images: int = Field(64, ge=1, description="test images, drawn evenly from the classes")
+    region_size: int = Field(4, ge=1, description="pixels of a perturbed region's side")
+    replace: Literal["mean", "zeros", "noise", "blur"] = Field("mean", description="what a perturbed region becomes")
+    random_orders: int = Field(5, ge=1, description="random orders that a ranking is compared with")
+
+
+class ResultsSection(Section):
+    """08_results."""
+
+    metric: Literal["balanced_accuracy", "macro_f1", "accuracy", "sensitivity", "specificity"] = Field(
+        "balanced_accuracy", description="what the verdict is about"
+    )
+    smallest_effect: float = Field(0.02, gt=0, lt=1, description="smallest difference of the metric that matters")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
+    resamples: int = Field(2000, ge=100, le=1_000_000, description="bootstrap resamples")
