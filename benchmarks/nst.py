@@ -21,12 +21,13 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import vgg19
 
+from stda import data
 from stda.compute import Compute, setup
 from stda.encoders import Encoder, _layer_ends
 from stda.generators.style.adain import EPSILON, FeedForward
 from stda.generators.style.decoder import UpConv
 from stda.generators.style.engine import Engine, Recipe
-from stda.generators.style.minimise import minimise
+from stda.generators.style.minimise import minimise, minimise_coarse_to_fine
 
 SIZE = 224  # px
 THREADS = 2
@@ -103,7 +104,12 @@ class Tutorial:
             self.grams = {name: self.gram(found[name]) for name in case.encoder.style_layers}
 
     def tensor(self, picture: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(picture / np.float32(127.5) - 1).permute(2, 0, 1)[None].to(self.case.compute.device)
+        return (
+            torch.from_numpy(picture / np.float32(127.5) - 1)
+            .permute(2, 0, 1)[None]
+            .contiguous()
+            .to(self.case.compute.device)
+        )
 
     def features(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         self.model(x * self.case.encoder.gain + self.case.encoder.bias)
@@ -135,7 +141,7 @@ class Tutorial:
 
 
 def make_case(compute: Compute) -> Case:
-    """Build the network and two smooth pictures, the same at every run."""
+    """Build the network and take two drawn lesions, the same at every run."""
     torch.manual_seed(0)
     trunk = vgg19(weights=None).features.eval()
     for layer in trunk:
@@ -144,9 +150,8 @@ def make_case(compute: Compute) -> Case:
             nn.init.zeros_(layer.bias)
     provenance = {"name": "vgg19", "source": "random, for timing", "sha256": "", "normalisation": "imagenet"}
     encoder = Encoder("vgg19", trunk, _layer_ends("vgg19", trunk), provenance, SIZE).to(compute.device)
-    coarse = functional.interpolate(torch.rand(2, 3, 12, 12), size=(SIZE, SIZE), mode="bicubic")
-    fine = coarse + 0.1 * torch.randn(2, 3, SIZE, SIZE)
-    content, style = (fine.clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
+    table = data.describe("phantom", n_images=100, seed=0)
+    content, style = data.pictures("phantom", "", table["image_id"].iloc[:2], size=SIZE, n_images=100, seed=0)
     scales = Engine(encoder, Recipe(), replace(compute, precision="float32")).calibrate([content, style])
     return Case(encoder, content, style, Recipe(), compute, scales)
 
@@ -224,6 +229,72 @@ def per_evaluation(case: Case) -> Row:
     return Row("one loss evaluation", *seconds, there_and_back / convolution_rate(case))
 
 
+def tutorial_loop(case: Case, tutorial: Tutorial) -> torch.Tensor:
+    """Return the picture of the PyTorch tutorial's loop: torch's L-BFGS on the pixels, clamped before every evaluation.
+
+    As there, the loop stops when an L-BFGS call has brought the evaluations above their number.
+    """
+    x = tutorial.tensor(case.content).clone().requires_grad_()
+    optimiser, evaluations = torch.optim.LBFGS([x]), 0
+
+    def closure() -> torch.Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        with torch.no_grad():
+            x.clamp_(-1, 1)
+        optimiser.zero_grad()
+        total = sum(tutorial.losses(x).values())
+        total.backward()
+        return total
+
+    while evaluations < EVALUATIONS:
+        optimiser.step(closure)
+    return x.detach().clamp(-1, 1)
+
+
+def to_equal_loss(case: Case) -> Row:
+    """Time the tutorial's loop of 40 evaluations against ours until its loss is reached, half size first.
+
+    Both final pictures are judged by the same function, the tutorial's losses in float32 of pictures clamped to the
+    range of pixels.  Ours are kept as they are tried, and judged after the clock has stopped.
+    """
+    tutorial, engine = Tutorial(case), case.engine()
+
+    def total(x: torch.Tensor) -> float:
+        with torch.no_grad():
+            return sum(tutorial.losses(x.clamp(-1, 1)).values()).item()
+
+    def ours() -> tuple[list[float], list[torch.Tensor]]:
+        seconds, tried, begun = [], [], time.perf_counter()
+
+        def loss_at(size: tuple[int, int]) -> Callable:
+            target = engine.target(("content", case.content), [("style", case.style, 1.0)], size=size)
+
+            def loss(x: torch.Tensor, rows: list[int]) -> dict[str, torch.Tensor]:
+                if size == (SIZE, SIZE):
+                    seconds.append(time.perf_counter() - begun)
+                    tried.append(x.detach().clone())
+                return engine.losses(x, [target])
+
+            return loss
+
+        list(minimise_coarse_to_fine(loss_at, engine.tensor(case.content), iterations=EVALUATIONS // 20))
+        return seconds, tried
+
+    reference_seconds, our_seconds = [], []
+    for _ in range(2):
+        begun = time.perf_counter()
+        final = tutorial_loop(case, tutorial)
+        reference_seconds.append(time.perf_counter() - begun)
+        goal = total(final)
+        seconds, tried = ours()
+        reached = next((when for when, x in zip(seconds, tried, strict=True) if total(x) <= goal), None)
+        if reached is None:
+            raise SystemExit(f"Ours did not reach the tutorial's loss of {goal:.4g} in {EVALUATIONS} evaluations.")
+        our_seconds.append(reached)
+    return Row("to the tutorial's loss", statistics.median(reference_seconds), statistics.median(our_seconds))
+
+
 def plain_transfer(case: Case, network: FeedForward) -> torch.Tensor:
     """Return the picture of a feed-forward network by the paper's formula and plain layers, in float32."""
 
@@ -284,7 +355,7 @@ def feedforward(case: Case) -> Row:
     return Row("one picture, feed-forward", slow, fast / N_PICTURES, flops / convolution_rate(case))
 
 
-MEASURES = {"per_evaluation": per_evaluation, "feedforward": feedforward}
+MEASURES = {"per_evaluation": per_evaluation, "to_equal_loss": to_equal_loss, "feedforward": feedforward}
 
 
 def main() -> None:

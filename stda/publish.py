@@ -71,9 +71,15 @@ def not_run(study: Study) -> list[str]:
         missing.append(
             f"More than {n} replicate{'s' if n > 1 else ''}: a verdict other than undecided is hard to reach"
         )
+    arms = study.classification.arms
+    unused = [name for name in ("mix", "pretrain", "synthetic-only") if name not in {arm.protocol for arm in arms}]
+    if unused:
+        missing.append(f"Protocol {' and '.join(unused)}: no arm of this study uses it")
+    if "self-training" not in {arm.synthetic for arm in arms}:
+        missing.append("Self-training, the pseudo-labels without the synthesis: no arm of this study uses it")
     missing.append(
-        "Arms with focal or logit-adjusted loss, Mixup, CutMix, pre-training and equal compute; placebos other than "
-        "duplicates; tuning per arm"
+        "Arms with focal or logit-adjusted loss, Mixup, CutMix and equal compute; placebos other than duplicates and "
+        "self-training; tuning per arm"
     )
     return missing
 

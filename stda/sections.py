@@ -119,7 +119,7 @@ class NstSection(Section):
     padding: Literal["zeros", "reflect"] = option("zeros", description="what the encoder sees beyond the border")
     # how it is minimised
     optimiser: Literal["lbfgs", "adam"] = option("lbfgs", description="of the pixels")
-    learning_rate: float = option(2.0, gt=0, description="Adam's rate at the start, in grey levels; decays to zero")
+    learning_rate: float = option(8.0, gt=0, description="Adam's rate at the start, in grey levels; decays to zero")
     early_stop: float = option(0.0, ge=0, lt=100, description="stop below this improvement per iteration, per cent")
     coarse_to_fine: bool = option(False, description="run the first half of the iterations at half the size")
     batch_size: int = option(1, ge=1, description="images optimised side by side; pays on a GPU only")

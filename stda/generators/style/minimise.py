@@ -28,6 +28,9 @@ EVALUATIONS = 20  # of the loss per iteration, as in the tool
 # coefficient alike, draws noise below 1
 SMOOTHNESS = {"lbfgs": 0.6, "adam": 1.6}
 FIRST_STEP = 0.1  # mean change of L-BFGS' first trial in grey levels
+# of L-BFGS' first guess of the curvature; against 0 it took 3 % off SqueezeNet's losses after 20 and 40 evaluations in
+# bf16, and 15 % off the evaluations with a random VGG19; 0.5 gained only there.  On Rosenbrock's function 0 is best
+BOLDNESS = 0.25
 SMALLEST = 16  # px of the smallest size of coarse to fine: deep layers see nothing below it
 LEARNING_RATE = 8.0  # of Adam, in grey levels
 
@@ -63,7 +66,7 @@ class Descent:
         self.loss, self.canvas, self.search, self.tally = loss, canvas, search, tally
         self.x = canvas.blank()
         self.losses = {"total": canvas.start.new_full((len(canvas.start),), torch.inf)}
-        self.before = self.losses["total"]
+        self.before = self.losses["total"].clone()  # at the end of the iteration before
         self.stopped: set[int] = set()
 
     def step(self) -> None:
@@ -94,7 +97,7 @@ class Descent:
         self.x[rows] = torch.where(better.view(-1, 1, 1, 1), x, self.x[rows])
         for name, found in losses.items():
             known = self.losses.setdefault(name, torch.full_like(self.before, torch.inf))
-            known[rows] = torch.where(better, found.detach(), known[rows])
+            known[rows] = torch.where(better, found.detach().to(known), known[rows])
 
     def change(self, full: Canvas) -> torch.Tensor:
         """Return how far the best pictures are from the start of ``full`` at this size."""
@@ -149,7 +152,7 @@ def minimise_coarse_to_fine(
             if optimiser == "adam":
                 search = Adam(points, learning_rate=learning_rate / 127.5, n_steps=sizes.count(size))
             else:
-                search = Lbfgs(points, first_step=FIRST_STEP / 127.5, groups=canvas.octaves())
+                search = Lbfgs(points, first_step=FIRST_STEP / 127.5, groups=canvas.octaves(), boldness=BOLDNESS)
             descent = Descent(loss_at(size), canvas, search, tally)
         descent.step()
         iteration, rest = divmod(count, EVALUATIONS)

@@ -15,7 +15,6 @@ import torch
 HISTORY = 10  # curvature pairs; longer memories have diverged in bf16
 SUFFICIENT_DECREASE, CURVATURE = 1e-4, 0.9  # of the strong Wolfe conditions (Nocedal and Wright 2006, equation 3.7)
 LEAST_BEND = 1e-6  # change of slope, relative to the slope, below which a step says nothing about curvature
-BOLDNESS = 0.25  # 0: the usual scale of the first guess of the inverse Hessian, 1: the largest (Barzilai and Borwein)
 SPREAD = 1e3  # factor by which a group of coordinates may differ from all together in that guess
 MAX_TRIALS = 10  # evaluations of one line search
 
@@ -96,12 +95,14 @@ class Lbfgs:
         *,
         first_step: float,  # mean absolute change of a value in a first trial along the bare gradient
         groups: torch.Tensor | None = None,  # long (n,), numbers from 0 on; None: all coordinates alike
+        boldness: float = 0.0,  # scale of the first guess, from the usual (cautious) at 0 to the largest sensible at 1
         history: int = HISTORY,
     ) -> None:
         n_rows, size = points.shape
         groups = torch.zeros(size, dtype=torch.long, device=points.device) if groups is None else groups
         self.members = torch.nn.functional.one_hot(groups).to(points)  # (n, groups)
-        self.points, self.first_step, self.history = points.clone(), first_step, history
+        self.points, self.first_step = points.clone(), first_step
+        self.boldness, self.history = boldness, history
         self.gradients, self.directions = torch.zeros_like(points), torch.zeros_like(points)
         self.values = [math.inf] * n_rows
         # rings of changes of point and gradient, and 1 / their product: 0 where there is no pair
@@ -207,11 +208,12 @@ class Lbfgs:
         moves, bends = ((weights * sizes[index]).sum(dim=1) for sizes in (self.move_sizes, self.bend_sizes))
         usual = (moves.sum(dim=1, keepdim=True) / bends.sum(dim=1, keepdim=True).clamp_min(tiny)).sqrt()
         guess = (moves / bends.clamp_min(tiny)).sqrt().clamp(usual / SPREAD, usual * SPREAD)
-        # the newest pair, s and y, says how large: between y H y = y s (usual, cautious) and s = H y along s
+        # the newest pair, s and y, says how large, by the two rules of Barzilai and Borwein 1988 for H: y H y = y s
+        # (the usual one, cautious) and s s = s y H, each with the guess as the measure
         newest_weights = self.weights[index, newest]
         cautious = (guess * self.bend_sizes[index, newest]).sum(dim=1) * newest_weights
         bold = (self.move_sizes[index, newest] / guess.clamp_min(tiny)).sum(dim=1) * newest_weights
-        scale = bold**BOLDNESS / cautious.clamp_min(tiny) ** (1 - BOLDNESS)
+        scale = bold**self.boldness / cautious.clamp_min(tiny) ** (1 - self.boldness)
         return torch.where(newest_weights[:, None] > 0, (guess * scale[:, None]) @ self.members.T, bare)
 
 
