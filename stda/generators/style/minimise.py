@@ -31,6 +31,9 @@ FIRST_STEP = 0.1  # mean change of L-BFGS' first trial in grey levels
 # of L-BFGS' first guess of the curvature; against 0 it took 3 % off SqueezeNet's losses after 20 and 40 evaluations in
 # bf16, and 15 % off the evaluations with a random VGG19; 0.5 gained only there.  On Rosenbrock's function 0 is best
 BOLDNESS = 0.25
+# relative rise that passes for rounding: in bf16 the content loss is exactly 0 at the content and jumps with the
+# first change, which may be more than a step gains
+SLACK = 0.01
 SMALLEST = 16  # px of the smallest size of coarse to fine: deep layers see nothing below it
 LEARNING_RATE = 8.0  # of Adam, in grey levels
 
@@ -152,7 +155,8 @@ def minimise_coarse_to_fine(
             if optimiser == "adam":
                 search = Adam(points, learning_rate=learning_rate / 127.5, n_steps=sizes.count(size))
             else:
-                search = Lbfgs(points, first_step=FIRST_STEP / 127.5, groups=canvas.octaves(), boldness=BOLDNESS)
+                knobs = {"first_step": FIRST_STEP / 127.5, "boldness": BOLDNESS, "slack": SLACK}
+                search = Lbfgs(points, groups=canvas.octaves(), **knobs)
             descent = Descent(loss_at(size), canvas, search, tally)
         descent.step()
         iteration, rest = divmod(count, EVALUATIONS)

@@ -32,20 +32,25 @@ class LineSearch:
     """Search for a step that satisfies the strong Wolfe conditions, by bracketing and cubic interpolation.
 
     Evaluate at ``step`` and :meth:`tell` what is there until the search has ``ended``.  It ends at the step evaluated
-    last, so that no other gradient need be kept; ``succeeded`` says whether the value there is below the start's.
+    last, so that no other gradient need be kept; ``succeeded`` says whether the conditions hold there or, after too
+    many trials, whether the value is below the start's.  Values up to a relative ``slack`` above it pass for below it,
+    as values may that are rounded coarsely.
     """
 
-    def __init__(self, value: float, slope: float, step: float = 1.0) -> None:
+    def __init__(self, value: float, slope: float, *, step: float = 1.0, slack: float = 0.0) -> None:
         self.start = self.low = self.trial = Trial(0.0, value, slope)
         self.high: Trial | None = None
-        self.step, self.n_trials, self.ended = step, 0, False
+        self.step, self.limit = step, value + slack * abs(value)
+        self.n_trials, self.ended, self.succeeded = 0, False, False
 
     def tell(self, value: float, slope: float) -> None:
         """Take the value and the directional derivative at ``step``; end the search or choose the next step."""
         self.n_trials += 1
         self.trial = trial = Trial(self.step, value, slope)
-        decreased = value <= self.start.value + SUFFICIENT_DECREASE * trial.step * self.start.slope
-        self.ended = self.n_trials == MAX_TRIALS or (decreased and abs(slope) <= -CURVATURE * self.start.slope)
+        decreased = value <= self.limit + SUFFICIENT_DECREASE * trial.step * self.start.slope
+        found = decreased and abs(slope) <= -CURVATURE * self.start.slope
+        self.ended = found or self.n_trials == MAX_TRIALS
+        self.succeeded = found or value < self.start.value
         if self.ended:
             return
         before = self.low
@@ -59,11 +64,6 @@ class LineSearch:
             margin = 0.1 * (self.high.step - self.low.step)
             minimum = cubic_minimum(self.low, self.high)
             self.step = min(max(minimum, self.low.step + margin), self.high.step - margin)
-
-    @property
-    def succeeded(self) -> bool:
-        """Say whether the value at the last step is below the one at the start."""
-        return self.trial.value < self.start.value
 
 
 def cubic_minimum(a: Trial, b: Trial) -> float:
@@ -96,13 +96,14 @@ class Lbfgs:
         first_step: float,  # mean absolute change of a value in a first trial along the bare gradient
         groups: torch.Tensor | None = None,  # long (n,), numbers from 0 on; None: all coordinates alike
         boldness: float = 0.0,  # scale of the first guess, from the usual (cautious) at 0 to the largest sensible at 1
+        slack: float = 0.0,  # of the line searches
         history: int = HISTORY,
     ) -> None:
         n_rows, size = points.shape
         groups = torch.zeros(size, dtype=torch.long, device=points.device) if groups is None else groups
         self.members = torch.nn.functional.one_hot(groups).to(points)  # (n, groups)
         self.points, self.first_step = points.clone(), first_step
-        self.boldness, self.history = boldness, history
+        self.boldness, self.slack, self.history = boldness, slack, history
         self.gradients, self.directions = torch.zeros_like(points), torch.zeros_like(points)
         self.values = [math.inf] * n_rows
         # rings of changes of point and gradient, and 1 / their product: 0 where there is no pair
@@ -176,7 +177,7 @@ class Lbfgs:
         self.directions[rows] = directions
         uphill = [row for row, slope in zip(rows, slopes, strict=True) if not slope < 0]
         for row, slope in zip(rows, slopes, strict=True):
-            self.searches[row] = LineSearch(self.values[row], slope)
+            self.searches[row] = LineSearch(self.values[row], slope, slack=self.slack)
         self._forget(uphill)
         self._aim(uphill)
 
