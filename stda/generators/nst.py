@@ -159,14 +159,14 @@ class StyleTransfer(Generator):
         unknown = sorted(set(labels) - set(self.sources["label"]))
         if unknown:
             raise BadInput(f"No train picture has the label {unknown}: ask for labels of the train fold.")
-        sampler, strengths, seen, rows = self._sampler(seed), self._strengths(), {}, []
-        for i, label in enumerate(labels):
-            number = seen[label] = seen.get(label, -1) + 1
-            pair = self._pair(sampler, label, number // len(strengths), i // len(strengths))
-            rows.append({**pair, "asked_label": label, "iteration": strengths[number % len(strengths)]})
-        seeds = image_seeds(seed, len(labels))
-        first = {}  # all strengths of a pair start from the same noise
-        seeds = [first.setdefault(row["source_ids"], own) for row, own in zip(rows, seeds, strict=True)]
+        sampler, strengths, n_seen, pairs, rows, seeds = self._sampler(seed), self._strengths(), {}, {}, [], []
+        for label, own_seed in zip(labels, image_seeds(seed, len(labels)), strict=True):
+            number, strength = divmod(n_seen.get(label, 0), len(strengths))
+            n_seen[label] = n_seen.get(label, 0) + 1
+            index, pair_seed = pairs.setdefault((label, number), (len(pairs), own_seed))  # for all strengths of a pair
+            pair = self._pair(sampler, label, number, index)
+            rows.append({**pair, "asked_label": label, "iteration": strengths[strength]})
+            seeds.append(pair_seed)
         return self._make(self._table(rows, seeds), callback)
 
     @property

@@ -1,5 +1,6 @@
 """Style transfer as a generator: pairs, pseudo-labels, regeneration, what it refuses."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +292,10 @@ def test_strengths_of_a_pair_share_its_path(labeller):
     alone.output_size = 16
     assert np.array_equal(alone.generate(["red"] * 2, seed=5).images, made.images[[0, 2]])
     assert np.array_equal(generator.regenerate(made.table.iloc[[2]]), made.images[[2]])
+    uneven = generator.generate(["green"] * 3 + ["red"] * 3, seed=5).table
+    assert [source == next_one for source, next_one in itertools.pairwise(uneven["source_ids"])] == [
+        *(True, False, False, True, False)
+    ]
 
 
 def test_pictures_of_any_shape(labeller):
