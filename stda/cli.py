@@ -309,7 +309,9 @@ def _checked(name: str, data_root: str, console: Console) -> studies.Study:
 
 
 def _check_choices(study: studies.Study, classes: list[str]) -> None:
-    """Check what needs the data or the disk to be known: a class that is named, files of weights."""
+    """Check what needs the data or the disk to be known: a class that is named, masks, files."""
+    from stda.data import has_masks
+
     content = study.nst.content_class
     if content and content not in classes:
         raise BadInput(f"nst.content_class is '{content}', but the data has {', '.join(classes)}; choose one of these.")
@@ -323,6 +325,14 @@ def _check_choices(study: studies.Study, classes: list[str]) -> None:
         raise BadInput(
             f"results.metric is '{study.results.metric}', which needs two classes; the data has {len(classes)}."
         )
+    wants_masks = study.nst.regions or "lesion" in (study.nst.content_mask, study.nst.style_mask)
+    if "nst" in study.generators and wants_masks and not has_masks(study.data.model_dump()):
+        raise BadInput(
+            f"nst asks for lesion masks, which source {study.data.source} lacks here; leave content_mask, style_mask "
+            "and regions at their defaults."
+        )
+    if study.nst.start_file and not Path(study.nst.start_file).is_file():
+        raise BadInput(f"nst.start_file {study.nst.start_file} is not there; give the path of a picture.")
     _check_weights("data.encoder_weights", study.data.encoder, study.data.encoder_weights or "cache", "in-domain")
     _check_weights("classification.weights", study.classification.network, study.classification.weights, "vgg8")
 

@@ -6,7 +6,7 @@ them in step.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -77,7 +77,7 @@ class NstSection(Section):
 
     ratio: float = Ratio
     engine: Literal["optimise", "feedforward"] = Field(
-        "optimise", description="optimise the pixels of each image, or train one network that restyles at once"
+        "optimise", description="optimise each image's pixels, or train one network that restyles at once"
     )
     style_size: int = Field(96, ge=32, le=1024, description="pixels at which style is transferred")
     iterations: int = Field(1, ge=1, le=1000, description="L-BFGS calls of about 20 loss evaluations each")
@@ -124,7 +124,9 @@ class NstSection(Section):
     coarse_to_fine: bool = option(False, description="run the first half of the iterations at half the size")
     batch_size: int = option(1, ge=1, description="images optimised side by side; pays on a GPU only")
     # what becomes of the picture
-    aspect: Literal["square", "keep"] = option("square", description="centre square, or the whole picture")
+    aspect: Literal["square", "keep"] = option(
+        "square", description="centre square, or the whole picture (the study's images are squares)"
+    )
     margin: int = option(0, ge=0, description="pixels cut off each side after the transfer")
     colour: Literal["none", "ycbcr", "histogram"] = option(
         "none", description="keep the content's colours: its chroma, or its histogram"
@@ -133,12 +135,16 @@ class NstSection(Section):
     style_mask: Literal["none", "lesion"] = option("none", description="lesion: style is taken from the lesion only")
     regions: bool = option(False, description="style the lesion like the lesion and the skin like the skin")
     # the feed-forward network
-    feedforward_steps: int = option(400, ge=1, description="training steps of the feed-forward network")
+    feedforward_steps: int = option(
+        400, ge=1, description="training steps of the feed-forward network, which has layers and losses of its own"
+    )
     feedforward_batch: int = option(8, ge=1, description="pairs per training step of the feed-forward network")
     alpha: float = option(1.0, ge=0, le=1, description="strength of the feed-forward network")
     # the strength ladder of the notebook
-    ladder: list[int] = option([1, 2, 4], min_length=1, description="iterations of the ladder (ST-DA: 5, 15, 30)")
-    ladder_factors: list[float] = option(
+    ladder: list[Annotated[int, Field(ge=1, le=1000)]] = option(
+        [1, 2, 4], min_length=1, description="iterations of the ladder (ST-DA: 5, 15, 30)"
+    )
+    ladder_factors: list[Annotated[float, Field(gt=0)]] = option(
         [0.1, 1.0, 10.0], min_length=1, description="factors of the style weight in the ladder"
     )
     ladder_pairs: int = option(14, ge=2, description="pairs of the ladder")

@@ -73,6 +73,11 @@ class Study(Section):
                 raise ValueError(
                     f"arm '{arm.arm}' has protocol {arm.protocol} but adds no image; give it synthetic: nst"
                 )
+            steps = self.classification.steps
+            if arm.protocol == "pretrain" and not 0 < round(arm.pretrain_share * steps) < steps:
+                raise ValueError(
+                    f"arm '{arm.arm}' gives pretrain_share {arm.pretrain_share} of {steps} steps; each phase needs one"
+                )
             if arm.synthetic in ("none", "oversample") and (arm.labels != "given" or arm.min_confidence):
                 raise ValueError(
                     f"arm '{arm.arm}' adds real images with their own labels; leave out labels and min_confidence"

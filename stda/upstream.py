@@ -92,5 +92,6 @@ def _open_style_transfer(replicate_dir: Path, compute: Compute, size: int) -> Ge
     side = size + 2 * knobs["margin"] if size else knobs["style_size"]
     parts = style_parts(data_folder, size=side, aspect=knobs["aspect"])
     generator = generators.load(folder, compute=compute, **parts)
-    generator.output_size = size or generator.output_size
+    # whole pictures keep their shape; squares have the size that is asked for
+    generator.output_size = 0 if knobs["aspect"] == "keep" else size or generator.output_size
     return generator

@@ -166,6 +166,12 @@ def _check_pool(arm: Arm, train: ImageSet, pool: ImageSet) -> None:
     makers = sorted(set(pool.table["generator"]) - {arm.synthetic})
     if makers:
         raise BadInput(f"Arm '{arm.name}' uses '{arm.synthetic}', but was given images of {makers}.")
+    strangers = sorted({*"|".join(pool.table["source_ids"]).split("|"), ""} - {"", *train.table["image_id"]})
+    if strangers:
+        raise BadInput(
+            f"Images of '{arm.synthetic}' were made from {strangers[0]}, which is not in this train fold: run "
+            f"{arm.synthetic} again on this split."
+        )
     unknown = sorted({*pool.labels, *asked(pool)} - set(train.labels))
     if unknown:
         raise BadInput(f"Synthetic images have labels {unknown} that the train fold lacks: make them from this fold.")

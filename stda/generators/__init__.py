@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from stda import BadInput
-from stda.generators.base import Generator, read_settings, synthetic_labels
+from stda.generators.base import Generator, Unfinished, read_settings, synthetic_labels
 
-__all__ = ["GENERATORS", "Generator", "create", "generator_class", "load", "synthetic_labels"]
+__all__ = ["GENERATORS", "Generator", "Unfinished", "create", "generator_class", "load", "synthetic_labels"]
 
 # name -> (module, class); imported when asked for, so that a notebook pays for the one method it shows
 GENERATORS = {

@@ -32,8 +32,9 @@ from stda.generators.base import (
 from stda.generators.pairs import BY_DISTANCE, PairSampler
 from stda.generators.style.adain import FeedForward
 from stda.generators.style.engine import FEATURE_RMS
-from stda.generators.style.studio import Finished, NonFiniteLoss, Pair, Pictures, Studio
+from stda.generators.style.studio import Finished, Pair, PairFailed, Pictures, Studio
 from stda.images import ImageSet, require_train
+from stda.runs import sha256
 from stda.sections import NstSection
 from stda.study import sentence
 
@@ -128,15 +129,18 @@ class StyleTransfer(Generator):
         rms = [FEATURE_RMS / engine.scales[layer] for layer in roles]
         return pd.DataFrame({"layer": list(roles), "role": list(roles.values()), "rms": rms})
 
-    def vary(self, **knobs: Any) -> StyleTransfer:
-        """Return this generator with other knobs, fitted on the same sources, giving pictures of the working size."""
+    def vary(self, **changes: Any) -> StyleTransfer:
+        """Return this generator with other knobs (or ``pictures`` and ``masks``), fitted on the same sources.
+
+        Its pictures are squares of the working size.
+        """
         self._require_fitted()
         parts = {"pictures": self.pictures, "masks": self.masks, "resize": self.resize, "compute": self.compute}
-        values = {**self.knobs.model_dump(), **knobs}
-        other = StyleTransfer(encoder=self.encoder, labeller=self.labeller, **parts, **values)
+        values = {**self.knobs.model_dump(), **parts, **changes}
+        other = StyleTransfer(encoder=self.encoder, labeller=self.labeller, **values)
         other.sources, other.content_class, other.features = self.sources, self.content_class, self.features
         other.calibration, other.output_size = self.calibration, other.knobs.style_size
-        other.studio.engine.calibrate(self.studio.pictures(self.calibration))
+        other.studio.engine.calibrate(other.studio.pictures(self.calibration))
         other.studio.network = self.studio.network
         return other
 
@@ -269,10 +273,10 @@ class StyleTransfer(Generator):
                 if callback:
                     grid = {"grid": self._triple(row, done.picture)} if step % max(len(table) // 8, 1) == 0 else {}
                     callback({"step": step, "steps": len(table), **losses, **grid})
-        except NonFiniteLoss as error:
+        except PairFailed as error:
             raise Unfinished(
-                f"Style transfer stopped: {error}; lower the weights or use precision float32 (the {len(made)} images "
-                "made before are kept).",
+                f"Style transfer stopped after {len(made)} images: {str(error).rstrip('.')}; leave this picture out, "
+                "lower the weights, or use precision float32.",
                 self._finished(images, table, made),
             ) from None
         return self._finished(images, table, made)
@@ -290,6 +294,9 @@ class StyleTransfer(Generator):
             shots = self.studio.restyle([_read_pair(m) for m in members], [iterations[i] for i in places])
             made = {(members[done.place], done.iteration): done for shot in shots for done in shot}
             for i in places:
+                if (own[i], iterations[i]) not in made:
+                    content, style = own[i].rsplit("@", 1)[0].split("|", 1)
+                    raise PairFailed(f"the loss of content {content} with style {style} is not finite")
                 yield made[own[i], iterations[i]]
 
     def _sized(self, picture: np.ndarray) -> np.ndarray:
@@ -343,6 +350,7 @@ class StyleTransfer(Generator):
             calibration=self.calibration,
             content_class=self.content_class,
             output_size=self.output_size,
+            start_file=_digest(self.knobs.start_file),
             encoder=self.encoder.provenance,
             labeller=self.labeller.provenance if self.labeller else None,
         )
@@ -366,6 +374,10 @@ class StyleTransfer(Generator):
             if (saved and saved["sha256"]) != (given and given["sha256"]):
                 before, now = ("none" if p is None else f"{p['name']} ({p['sha256'][:8]})" for p in (saved, given))
                 raise BadInput(f"{folder} was made with the {role} {before}, but was given {now}: pass the same one.")
+        if _digest(settings["knobs"]["start_file"]) != settings["start_file"]:
+            raise BadInput(
+                f"{settings['knobs']['start_file']} is not the picture that {folder} began with: restore it."
+            )
         generator = cls(encoder=encoder, labeller=labeller, **parts, **settings["knobs"])
         generator.content_class, generator.output_size = settings["content_class"], settings["output_size"]
         generator.studio.engine.scales, generator.calibration = settings["scales"], settings["calibration"]
@@ -379,6 +391,11 @@ class StyleTransfer(Generator):
     def _require_fitted(self) -> None:
         if self.sources is None:
             raise BadInput("Style transfer has no source pictures yet: call fit with the train fold first.")
+
+
+def _digest(path: str) -> str:
+    """Return the SHA-256 of a file, "" for none."""
+    return sha256(Path(path)) if path and Path(path).is_file() else ""
 
 
 def _read_pair(text: str) -> Pair:

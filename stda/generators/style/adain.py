@@ -123,7 +123,7 @@ class FeedForward:
 
     def fit(
         self,
-        pictures: Pictures,  # image ids -> uint8 pictures, all at least `crop` or of one size
+        pictures: Pictures,  # image ids -> uint8 pictures, of any sizes
         ids: Sequence[str],  # of the train fold: each serves as content and as style
         *,
         steps: int,  # optimiser updates
@@ -271,14 +271,14 @@ class FeedForward:
 
     def _batch(self, pictures: Pictures, names: list[str], crop: int, random: np.random.Generator) -> Tensor:
         """Return the pictures of these image ids, cropped and mirrored at random, as a tensor on the device."""
-        batch = []
-        for picture in pictures(names):
+        found, batch = list(pictures(names)), []
+        if len({picture.shape for picture in found}) > 1:  # squares that fit into all of them
+            crop = min(crop, *(min(picture.shape[:2]) for picture in found))
+        for picture in found:
             top, left = (random.integers(max(side - crop, 0) + 1) for side in picture.shape[:2])
             picture = picture[top : top + crop, left : left + crop]
             _check_picture(picture, self.stride)
             batch.append(picture[:, ::-1] if random.random() < 0.5 else picture)
-        if len({picture.shape for picture in batch}) > 1:
-            raise BadInput(f"The pictures differ in size and not all have {crop} pixels a side: choose a smaller crop.")
         return to_tensor(np.stack(batch)).to(self.compute.device)
 
     def _losses(self, contents: Tensor, styles: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,8 +23,8 @@ from stda.sections import NstSection
 Pictures = Callable[[list[str]], Sequence[np.ndarray]]  # image ids -> uint8 (H, W, 3) each; or masks, uint8 (H, W) each
 
 
-class NonFiniteLoss(BadInput):
-    """The loss became NaN or infinite: the message says so, the caller knows for which picture."""
+class PairFailed(BadInput):
+    """One pair cannot be restyled (a loss that is not finite, an empty mask); others may."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Studio:
     def restyle(self, pairs: Sequence[Pair], wanted: Sequence[int]) -> Iterator[list[Finished]]:
         """Yield the pictures of a batch of pairs after each wanted number of iterations, in that order.
 
-        Nothing couples the pairs of a batch.  Raises NonFiniteLoss, which names the pair.
+        Nothing couples the pairs of a batch; one whose loss is not finite is left out.  Raises PairFailed.
         """
         shots = self._fetch(pairs)
         contents = [shots[pair.content] for pair in pairs]
@@ -90,13 +90,14 @@ class Studio:
         if self.knobs.engine == "feedforward":
             yield self._feed_forward(pairs, shots)
             return
-        for iteration, x, losses in self._optimise(pairs, shots, wanted):
+        for iteration, x, losses, failed in self._optimise(pairs, shots, wanted):
             pixels = to_uint8(x)
             yield [
                 Finished(
                     i, iteration, self._finish(pixels[i], *contents[i]), {k: float(v[i]) for k, v in losses.items()}
                 )
                 for i in range(len(pairs))
+                if i not in failed
             ]
 
     def losses(self, pair: Pair, picture: np.ndarray) -> dict[str, float]:
@@ -136,19 +137,22 @@ class Studio:
 
     def _optimise(
         self, pairs: Sequence[Pair], shots: dict[str, tuple], wanted: Sequence[int]
-    ) -> Iterator[tuple[int, torch.Tensor, dict[str, torch.Tensor]]]:
-        """Minimise the losses of a batch and yield iteration, pictures and losses where wanted."""
+    ) -> Iterator[tuple[int, torch.Tensor, dict[str, torch.Tensor], dict[int, int]]]:
+        """Minimise the losses of a batch and yield iteration, pictures, losses and what failed where wanted."""
         knobs = self.knobs
         content = torch.cat([self.engine.tensor(shots[pair.content][0]) for pair in pairs])
         start = start_image(knobs.start, content, [pair.seed for pair in pairs], picture=self.start_picture)
 
         def loss_at(size: tuple[int, int]) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
-            targets = [self._target(pair, shots, size) for pair in pairs]
+            try:
+                targets = [self._target(pair, shots, size) for pair in pairs]
+            except BadInput as error:
+                raise PairFailed(str(error)) from None
             return lambda x, rows: self.engine.losses(x, [targets[row] for row in rows])
 
         options: dict[str, Any] = {
             "optimiser": knobs.optimiser,
-            "iterations": max(wanted),
+            "iterations": knobs.iterations,  # schedules do not depend on what is wanted
             "save_at": sorted(set(wanted)),
             "early_stop": knobs.early_stop,
             "learning_rate": knobs.learning_rate,
@@ -161,12 +165,9 @@ class Studio:
         else:
             snapshots = minimise(loss_at(tuple(start.shape[-2:])), start, **options)
         for snapshot in snapshots:
-            if snapshot.failed:
-                pair = pairs[min(snapshot.failed)]
-                raise NonFiniteLoss(
-                    f"the loss of content {pair.content} with style {'+'.join(pair.styles)} is not finite"
-                )
-            yield snapshot.iteration, snapshot.x, snapshot.losses
+            yield snapshot.iteration, snapshot.x, snapshot.losses, snapshot.failed
+            if snapshot.iteration == max(wanted):
+                return
 
     def _feed_forward(self, pairs: Sequence[Pair], shots: dict[str, tuple]) -> list[Finished]:
         """Return the pictures that the trained network makes of a batch."""
@@ -175,6 +176,8 @@ class Studio:
         contents = [(pair.content, shots[pair.content][0]) for pair in pairs]
         styles = [[(name, picture) for name, picture, _ in self._weighted(pair, shots)] for pair in pairs]
         x = self.network.transfer(contents, styles, weights=self.knobs.style_weights, alpha=self.knobs.alpha)
+        if not x.isfinite().all():
+            raise PairFailed(f"the feed-forward network gives no finite picture for {pairs[0].content}")
         unknown = dict.fromkeys(("content", "style", "tv", "total"), float("nan"))
         return [
             Finished(i, 0, self._finish(pixels, *shots[pair.content]), unknown)
