@@ -157,9 +157,8 @@ class FeedForward:
         )
         history = []
         for step in range(1, steps + 1):
-            contents, styles = (
-                self._batch(pictures, random.choice(list(ids), batch_size).tolist(), crop, random) for _ in range(2)
-            )
+            names = random.choice(list(ids), 2 * batch_size).tolist()
+            contents, styles = self._batch(pictures, names, crop, random).chunk(2)
             x, content, style = self._losses(contents, styles)
             loss = content + style_weight * style
             optimiser.zero_grad(set_to_none=True)
