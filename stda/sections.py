@@ -121,7 +121,7 @@ class NstSection(Section):
     optimiser: Literal["lbfgs", "adam"] = option("lbfgs", description="of the pixels")
     learning_rate: float = option(8.0, gt=0, description="Adam's rate at the start, in grey levels; decays to zero")
     early_stop: float = option(0.0, ge=0, lt=100, description="stop below this improvement per iteration, per cent")
-    coarse_to_fine: bool = option(False, description="run the first half of the iterations at half the size")
+    coarse_to_fine: bool = option(False, description="make the first 30 % of the evaluations at half the size")
     batch_size: int = option(1, ge=1, description="images optimised side by side; pays on a GPU only")
     # what becomes of the picture
     aspect: Literal["square", "keep"] = option(

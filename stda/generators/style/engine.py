@@ -39,6 +39,7 @@ from stda.generators.style.trunk import Trunk, convolution_layers, in_order
 from stda.images import to_tensor
 
 FEATURE_RMS = 100.0  # the scale on which the tool's weights give visible style and recognisable content (chosen by eye)
+POSITIONS = {"none": 1.0, "sqrt": 0.5, "size": 0.0}  # power of the number of positions in the content loss
 VARIANTS = ("gatys", "improved")
 CHAININGS = ("none", "tool", "adjacent")
 
@@ -158,12 +159,15 @@ class Engine:
         weights = [float(weight) for _, _, weight in styles]
         grams, spread = self._mixed(found, weights)
         regions = None if inside is None else self._shrink(inside, sizes)
-        return Target(features, grams, sum(weights), spread, regions)
+        return Target(features, grams, sum(weights), spread, regions, shrunk=factor**-2)
 
     def losses(self, x: torch.Tensor, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
         """Return the weighted losses ``content``, ``style`` and ``tv``, each ``(B,)``, of ``(B, 3, H, W)`` in [-1, 1].
 
-        There is one target per picture, and no picture's loss depends on another's.
+        There is one target per picture, and no picture's loss depends on another's.  At a smaller size than that of the
+        content picture, sums over pixels are brought to what they would be there, so that the losses keep their
+        balance: the content loss by the number of positions, the total variation (its differences grow with coarser
+        pixels, to the power 2.5, while their number falls) by that number to the power 1 / 4.
         """
         wanted, layer, recipe = self._stacked(targets), self.content_layer, self.recipe
         features = self.trunk(x)
@@ -172,10 +176,11 @@ class Engine:
         style = self._style_losses(found, wanted.grams)
         if wanted.counts is not None:
             style = torch.stack([regions.sum() for regions in style.split(wanted.counts)])
+        content = content * wanted.shrunk ** POSITIONS[recipe.content_scaling]
         return {
             "content": recipe.content_weight * self.scales[layer] ** 2 * content,
             "style": recipe.style_weight * recipe.style_scale * (wanted.weights * style + wanted.spreads),
-            "tv": recipe.tv_weight * total_variation(x * 127.5),
+            "tv": recipe.tv_weight * total_variation(x * 127.5) / wanted.shrunk**0.25,
         }
 
     def _grams(

@@ -30,6 +30,7 @@ class Target:
     weight: float  # summed over styles
     spread: float
     regions: Regions | None  # None: the whole picture
+    shrunk: float = 1.0  # pixels of the content picture for one of the result: 4 at half its size
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class Stack:
     spreads: torch.Tensor  # (B,)
     regions: Regions | None  # layer -> (S, 1, h, w)
     counts: list[int] | None  # regions of each picture; None: one each
+    shrunk: torch.Tensor  # (B,)
 
     @property
     def owners(self) -> torch.Tensor | None:
@@ -68,7 +70,8 @@ def stack(targets: Sequence[Target]) -> Stack:
             )
             for layer, like in masked.items()
         }
-    return Stack(content, grams, weights, spreads, regions, counts if max(counts) > 1 else None)
+    shrunk = spreads.new_tensor([target.shrunk for target in targets])
+    return Stack(content, grams, weights, spreads, regions, counts if max(counts) > 1 else None, shrunk)
 
 
 def content_maps(

@@ -407,3 +407,15 @@ def test_pictures_too_small_and_engines_without_scale():
     fresh = Engine(make_encoder(), Recipe(), FLOAT32)
     with pytest.raises(BadInput, match="call calibrate"):
         fresh.target(("c", pictures(1)[0]), [("s", pictures(1)[0], 1.0)])
+
+
+def test_losses_keep_their_balance_at_a_smaller_size():
+    smooth = np.kron(np.random.default_rng(3).integers(60, 200, (3, 3, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    engine = make_engine()
+    whole = engine.target(("smooth", smooth), [("style", smooth[::-1].copy(), 1.0)])
+    half = engine.target(("smooth", smooth), [("style", smooth[::-1].copy(), 1.0)], size=(24, 24))
+    assert (whole.shrunk, half.shrunk) == (1.0, 4.0)
+    other = 255 - smooth
+    large = engine.losses(engine.tensor(other), [whole])
+    small = engine.losses(engine.tensor(other, (24, 24)), [half])
+    assert small["content"].item() == pytest.approx(large["content"].item(), rel=0.35)  # without: a quarter
