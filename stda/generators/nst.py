@@ -258,7 +258,7 @@ class StyleTransfer(Generator):
         """
         self._require_fitted()
         own = images.table["source_ids"] + "@0"
-        found = [self.studio.losses(_read_pair(pair), image) for pair, image in zip(own, images.images, strict=True)]
+        found = [self.studio.losses(Pair.read(pair), image) for pair, image in zip(own, images.images, strict=True)]
         return pd.DataFrame(found)
 
     def _make(self, table: pd.DataFrame, callback: Callback | None = None) -> ImageSet:
@@ -291,7 +291,7 @@ class StyleTransfer(Generator):
         iterations = rows["iteration"].tolist()
         for text, block in groupby(range(len(rows)), key=company.__getitem__):
             places, members = list(block), text.split(";")
-            shots = self.studio.restyle([_read_pair(m) for m in members], [iterations[i] for i in places])
+            shots = self.studio.restyle([Pair.read(m) for m in members], [iterations[i] for i in places])
             made = {(members[done.place], done.iteration): done for shot in shots for done in shot}
             for i in places:
                 if (own[i], iterations[i]) not in made:
@@ -396,12 +396,3 @@ class StyleTransfer(Generator):
 def _digest(path: str) -> str:
     """Return the SHA-256 of a file, "" for none."""
     return sha256(Path(path)) if path and Path(path).is_file() else ""
-
-
-def _read_pair(text: str) -> Pair:
-    """Read ``content|style|...@seed``."""
-    names, seed = text.rsplit("@", 1)
-    content, *styles = names.split("|")
-    if not content or not styles or not all(styles):
-        raise BadInput(f"source_ids '{names}' must name a content and at least one style, as in content|style.")
-    return Pair(content, tuple(styles), int(seed))

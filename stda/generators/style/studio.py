@@ -35,6 +35,15 @@ class Pair:
     styles: tuple[str, ...]
     seed: int
 
+    @staticmethod
+    def read(text: str) -> Pair:
+        """Read ``content|style|...@seed``."""
+        names, seed = text.rsplit("@", 1)
+        content, *styles = names.split("|")
+        if not content or not styles or not all(styles):
+            raise BadInput(f"source_ids '{names}' must name a content and at least one style, as in content|style.")
+        return Pair(content, tuple(styles), int(seed))
+
 
 @dataclass(frozen=True)
 class Finished:
