@@ -87,6 +87,7 @@ for stage in STUDY.generators:
         params:
             key=f"r{{replicate}}/{stage}",
             values=values(stage),
+        priority: 1  # arms wait for these
         shell:
             COMMAND
 
