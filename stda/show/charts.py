@@ -127,6 +127,7 @@ def effects_figure(verdicts: pd.DataFrame | Sequence[Mapping], *, smallest_effec
     arm_axis(ax, list(rows["arm"]))
     baselines = " / ".join(dict.fromkeys(rows["baseline"].astype(str)))
     band = f"shaded: within ±{smallest_effect:g}, the smallest effect of interest"
+    ax.locator_params(axis="x", nbins=6)
     ax.set_xlabel(f"difference in {metric.replace('_', ' ')} to '{baselines}'\n({band})")
     return fig
 
