@@ -151,13 +151,14 @@ class StyleTransfer(Generator):
 
         Every train picture of the asked class serves as style once before any serves again, likewise the content
         pictures.  The table's ``source_ids`` is ``content|style`` (``|style`` once more per further style);
-        ``asked_label`` is the class of the style, ``content_label`` that of the content, ``iteration`` the strength,
+        ``asked_label`` is the class of the style, ``content_label`` that of the content, ``iteration`` the strength
+        and ``weights`` those of the losses (several styles: their shares),
         ``pseudo_label`` and ``p_<class>`` the labeller's opinion (empty without one), ``label_confidence`` its
         probability of the final ``label``, and ``loss_content``, ``loss_style``, ``loss_tv`` the losses at the end.
         No image is dropped for a low confidence: that choice is the arm's.
 
-        ``callback`` receives ``step``, ``steps`` and the losses after each image, and now and then a ``grid``: content,
-        style and result side by side.  Raises Unfinished, which keeps what was made before.
+        ``callback`` gets ``step``, ``steps`` and losses per image, and now and then a ``grid``: content, style, result.
+        Raises Unfinished, which keeps what was made before.
         """
         self._require_fitted()
         unknown = sorted(set(labels) - set(self.sources["label"]))
@@ -200,6 +201,9 @@ class StyleTransfer(Generator):
         """Return the table of images to be made, still labelled as asked."""
         columns = ("source_ids", "content_label", "asked_label", "iteration")
         more = {name: [row[name] for row in rows] for name in columns}
+        k = self.knobs
+        shares = "+".join(f"{weight * k.style_scale * k.style_weight:g}" for weight in k.style_weights)
+        more["weights"] = [f"content {k.content_weight:g}, style {shares}, tv {k.tv_weight:g}"] * len(rows)
         return self._with_batches(synthetic_table(self.name, more["asked_label"], seeds, **more))
 
     def _sampler(self, seed: int) -> PairSampler:
@@ -239,7 +243,6 @@ class StyleTransfer(Generator):
 
     def make(self, rows: pd.DataFrame) -> ImageSet:
         """Return the images of planned rows, labelled."""
-        self._require_fitted()
         return self._make(rows)
 
     def regenerate(self, rows: pd.DataFrame) -> np.ndarray:
@@ -247,7 +250,6 @@ class StyleTransfer(Generator):
 
         Bit for bit on the same machine with the same number of threads and precision.
         """
-        self._require_fitted()
         images = [self._sized(done.picture) for done in self._transfer(rows)]
         return np.stack(images) if images else np.zeros((0, self.output_size, self.output_size, 3), np.uint8)
 
@@ -283,6 +285,7 @@ class StyleTransfer(Generator):
 
     def _transfer(self, rows: pd.DataFrame) -> Iterator[Finished]:
         """Yield the picture of each row; neighbours that share a pair or a batch are made together."""
+        self._require_fitted()
         strangers = sorted(set("|".join(rows["source_ids"]).split("|")) - set(self.sources["image_id"]))
         if strangers and len(rows):
             raise BadInput(f"{strangers[:3]} are no pictures of this generator's train fold: give rows that it wrote.")

@@ -328,6 +328,7 @@ def test_planned_rows_can_be_entered_anywhere(labeller):
     made = generator.make(whole.iloc[:4])
     assert np.array_equal(generator.regenerate(whole.iloc[[3]]), made.images[[3]])
     assert {"pseudo_label", "p_red", "label_confidence", "loss_style"} <= set(made.table)
+    assert set(made.table["weights"]) == {"content 0.025, style 1, tv 8.5e-05"}
 
 
 def test_feed_forward_network(labeller, tmp_path):
