@@ -20,18 +20,11 @@ from pydantic import ValidationError
 from stda import BadInput
 from stda.compute import Compute, setup
 from stda.encoders import Encoder, InDomain, encode
-from stda.generators.base import (
-    Callback,
-    Generator,
-    Unfinished,
-    image_seeds,
-    read_settings,
-    synthetic_table,
-    write_settings,
-)
-from stda.generators.pairs import BY_DISTANCE, PairSampler
+from stda.generators.base import Callback, Generator, Unfinished, read_settings, write_settings
+from stda.generators.pairs import BY_DISTANCE
 from stda.generators.style.adain import FeedForward
 from stda.generators.style.engine import FEATURE_RMS
+from stda.generators.style.plan import Plan, pair_keys
 from stda.generators.style.studio import Finished, Pair, PairFailed, Pictures, Studio
 from stda.images import ImageSet, require_train
 from stda.runs import sha256
@@ -150,11 +143,9 @@ class StyleTransfer(Generator):
         """Return one image per asked label, at the study's size.
 
         Every train picture of the asked class serves as style once before any serves again, likewise the content
-        pictures.  The table's ``source_ids`` is ``content|style`` (``|style`` once more per further style);
-        ``asked_label`` is the class of the style, ``content_label`` that of the content, ``iteration`` the strength
-        and ``weights`` those of the losses (several styles: their shares),
-        ``pseudo_label`` and ``p_<class>`` the labeller's opinion (empty without one), ``label_confidence`` its
-        probability of the final ``label``, and ``loss_content``, ``loss_style``, ``loss_tv`` the losses at the end.
+        pictures.  The table has the columns of :class:`Plan`, and ``pseudo_label`` and ``p_<class>``, the labeller's
+        opinion (empty without one), ``label_confidence``, its probability of the final ``label``, and ``loss_content``,
+        ``loss_style`` and ``loss_tv``, the losses at the end.
         No image is dropped for a low confidence: that choice is the arm's.
 
         ``callback`` gets ``step``, ``steps`` and losses per image, and now and then a ``grid``: content, style, result.
@@ -164,80 +155,20 @@ class StyleTransfer(Generator):
         unknown = sorted(set(labels) - set(self.sources["label"]))
         if unknown:
             raise BadInput(f"No train picture has the label {unknown}: ask for labels of the train fold.")
-        sampler, strengths, n_seen, pairs, rows, seeds = self._sampler(seed), self._strengths(), {}, {}, [], []
-        for label, own_seed in zip(labels, image_seeds(seed, len(labels)), strict=True):
-            number, strength = divmod(n_seen.get(label, 0), len(strengths))
-            n_seen[label] = n_seen.get(label, 0) + 1
-            index, pair_seed = pairs.setdefault((label, number), (len(pairs), own_seed))  # for all strengths of a pair
-            pair = self._pair(sampler, label, number, index)
-            rows.append({**pair, "asked_label": label, "iteration": strengths[strength]})
-            seeds.append(pair_seed)
-        return self._make(self._table(rows, seeds), callback)
+        return self._make(self._plan().asked(labels, seed=seed), callback)
 
     @property
     def rows_at_once(self) -> int:
         """Planned rows that share a pair or a batch."""
-        return len(self._strengths()) * self.knobs.batch_size
+        return self._plan().rows_at_once
 
     def plan(self, start: int, stop: int, *, shares: Mapping[str, float], seed: int) -> pd.DataFrame:
-        """Return the rows ``start`` to ``stop`` of an endless table of images to be made.
+        """Return the rows ``start`` to ``stop`` of an endless table of images to be made (:meth:`Plan.stretch`)."""
+        return self._plan().stretch(start, stop, shares=shares, seed=seed)
 
-        Image ``i`` is strength ``i % s`` of pair ``i // s`` (``s`` kept iterations); pairs ask for classes by shares.
-        """
+    def _plan(self) -> Plan:
         self._require_fitted()
-        sampler, strengths, rows, seeds = self._sampler(seed), self._strengths(), [], []
-        first, last = start - start % self.rows_at_once, stop + -stop % self.rows_at_once  # whole batches
-        for i in range(first, last):
-            index = i // len(strengths)
-            label, number = sampler.label_at(index, shares)
-            pair = self._pair(sampler, label, number, index)
-            rows.append({**pair, "asked_label": label, "iteration": strengths[i % len(strengths)]})
-            seeds.append(sampler.image_seed(index))
-        table = self._table(rows, seeds)
-        ids = [f"{self.name}-{i:09d}" for i in range(first, last)]
-        return table.assign(image_id=ids, group=ids).iloc[start - first : stop - first].reset_index(drop=True)
-
-    def _table(self, rows: list[dict[str, Any]], seeds: Sequence[int]) -> pd.DataFrame:
-        """Return the table of images to be made, still labelled as asked."""
-        columns = ("source_ids", "content_label", "asked_label", "iteration")
-        more = {name: [row[name] for row in rows] for name in columns}
-        k = self.knobs
-        shares = "+".join(f"{weight * k.style_scale * k.style_weight:g}" for weight in k.style_weights)
-        more["weights"] = [f"content {k.content_weight:g}, style {shares}, tv {k.tv_weight:g}"] * len(rows)
-        return self._with_batches(synthetic_table(self.name, more["asked_label"], seeds, **more))
-
-    def _sampler(self, seed: int) -> PairSampler:
-        return PairSampler(
-            self.sources,
-            mode=self.knobs.pairs,
-            content_class=self.content_class,
-            seed=seed,
-            features=self.features,
-            n_styles=len(self.knobs.style_weights),
-        )
-
-    def _pair(self, sampler: PairSampler, label: str, number: int, index: int) -> dict[str, str]:
-        content, styles = sampler.pair(label, number, index)
-        return {"source_ids": "|".join([content, *styles]), "content_label": sampler.label_of(content)}
-
-    def _strengths(self) -> list[int]:
-        """Return the iterations that are kept of a pair."""
-        if self.knobs.engine == "feedforward":
-            return [0]
-        return sorted(set(self.knobs.save_at)) or [self.knobs.iterations]
-
-    def _with_batches(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Add the column ``batch``, the pairs that are optimised side by side, where there is more than one.
-
-        A row then carries all that its picture depends on: in another company the last bits could differ.
-        """
-        if self.knobs.batch_size == 1 or not len(table):
-            return table
-        pairs = table["source_ids"].astype(str) + "@" + table["image_seed"].astype(str)
-        unique = list(dict.fromkeys(pairs))
-        size = self.knobs.batch_size
-        companies = {pair: ";".join(unique[i - i % size : i - i % size + size]) for i, pair in enumerate(unique)}
-        return table.assign(batch=pairs.map(companies))
+        return Plan(self.name, self.knobs, self.sources, self.content_class, self.features)
 
     # ------------------------------------------------------------------------------------------ their pixels
 
@@ -289,7 +220,7 @@ class StyleTransfer(Generator):
         strangers = sorted(set("|".join(rows["source_ids"]).split("|")) - set(self.sources["image_id"]))
         if strangers and len(rows):
             raise BadInput(f"{strangers[:3]} are no pictures of this generator's train fold: give rows that it wrote.")
-        own = (rows["source_ids"].astype(str) + "@" + rows["image_seed"].astype(str)).tolist()
+        own = pair_keys(rows).tolist()
         company = rows["batch"].tolist() if "batch" in rows else own
         iterations = rows["iteration"].tolist()
         for text, block in groupby(range(len(rows)), key=company.__getitem__):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from stda import BadInput
-from stda.measure.scores import wilson
+from stda.measure.scores import require_columns, wilson
 
 STRENGTH = ("iteration", "weight", "alpha")  # columns that say how strongly the style was painted, where they occur
 PSEUDO = "pseudo-label"
@@ -76,7 +76,7 @@ def flip_rate(
     Raises:
         BadInput: a missing column, or a content image without an opinion.
     """
-    _require(table, ("pseudo_label", "asked_label", "content_label", "source_ids"))
+    require_columns(table, ("pseudo_label", "asked_label", "content_label", "source_ids"), what="the pool")
     contents = _contents_and_styles(table)[0]
     unknown = sorted(set(contents) - set(own_opinion))
     if unknown:
@@ -111,7 +111,7 @@ def confidence_curve(
     n_effective`` of the kept ones (nan where none is left).
     """
     labels, _ = _labellers(table, opinions or {})
-    _require(table, ("label_confidence",))
+    require_columns(table, ("label_confidence",), what="the pool")
     sure = table["label_confidence"].to_numpy(dtype=float)
     if not np.isfinite(sure).all():
         raise BadInput("Some images have no label_confidence: make the pool with pseudo-labels first.")
@@ -171,7 +171,7 @@ def _labellers(
     table: pd.DataFrame, opinions: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, pd.DataFrame]]:
     """Return what every labeller says ``(N,)``, and the probabilities of those that gave them."""
-    _require(table, ("pseudo_label", "asked_label", "content_label", "source_ids"))
+    require_columns(table, ("pseudo_label", "asked_label", "content_label", "source_ids"), what="the pool")
     columns = [c for c in table.columns if str(c).startswith("p_")]
     classes = [c[2:] for c in columns]
     labels = {PSEUDO: table["pseudo_label"].to_numpy(dtype=str)}
@@ -201,7 +201,7 @@ def _mean_probability(probabilities: pd.DataFrame | None, classes: np.ndarray, c
 def _parts(table: pd.DataFrame, by: Sequence[str] | None) -> Iterator[tuple[dict, np.ndarray]]:
     """Yield the values of the ``by`` columns and the row numbers of every part of the table."""
     by = [c for c in STRENGTH if c in table] if by is None else list(by)
-    _require(table, by)
+    require_columns(table, by)
     if not by:
         yield {}, np.arange(len(table))
         return
@@ -223,11 +223,3 @@ def _clusters(table: pd.DataFrame, lesions: Mapping[str, str] | None) -> list[np
     contents = [lesion.get(c, c) for c in contents]
     styles = ["|".join(lesion.get(s, s) for s in ids.split("|")) for ids in styles]
     return [np.array(contents, dtype=str), np.array(styles, dtype=str)]
-
-
-def _require(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    for column in columns:
-        if column not in table:
-            raise BadInput(f"The table of the pool has no column '{column}'; it has {list(table.columns)}.")
-    if not len(table):
-        raise BadInput("The table of the pool has no rows: there is no label to check.")

@@ -177,13 +177,13 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, 
     return float(0.0 if successes == 0 else low), float(1.0 if successes == n else high)
 
 
-def require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raise BadInput naming the first column that a table of predictions lacks, or when it has no rows."""
+def require_columns(table: pd.DataFrame, columns: Sequence[str], *, what: str = "predictions") -> None:
+    """Raise BadInput naming the first column that a table of ``what`` lacks, or when it has no rows."""
     for column in columns:
         if column not in table:
-            raise BadInput(f"The predictions have no column '{column}'; they have {list(table.columns)}.")
+            raise BadInput(f"The table of {what} has no column '{column}'; it has {list(table.columns)}.")
     if not len(table):
-        raise BadInput("The table of predictions has no rows: there is nothing to score.")
+        raise BadInput(f"The table of {what} has no rows: there is nothing to measure.")
 
 
 def class_codes(values: pd.Series, classes: Sequence[str]) -> np.ndarray:
