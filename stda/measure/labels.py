@@ -201,7 +201,7 @@ def _mean_probability(probabilities: pd.DataFrame | None, classes: np.ndarray, c
 def _parts(table: pd.DataFrame, by: Sequence[str] | None) -> Iterator[tuple[dict, np.ndarray]]:
     """Yield the values of the ``by`` columns and the row numbers of every part of the table."""
     by = [c for c in STRENGTH if c in table] if by is None else list(by)
-    require_columns(table, by)
+    require_columns(table, by, what="the pool")
     if not by:
         yield {}, np.arange(len(table))
         return
