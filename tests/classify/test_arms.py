@@ -57,6 +57,13 @@ def test_pseudo_labels_are_trained_with_but_counted_as_asked(train):
     assert added.counts().to_dict() == {"b": 6, "a": 5}
 
 
+def test_a_pool_made_from_another_fold_is_refused(train, pool):
+    arm, own = classify.Arm("wgan", "wgan", 0.5), train.table["image_id"].iloc[0]
+    classify.assemble(arm, train, ImageSet(pool.images, pool.table.assign(source_ids=f"{own}|{own}")))
+    with pytest.raises(BadInput, match="made from test-3, which is not in this train fold"):
+        classify.assemble(arm, train, ImageSet(pool.images, pool.table.assign(source_ids=f"{own}|test-3")))
+
+
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.5])
 def test_oversampling_repeats_real_images_equally_often(train, ratio):
     arm = classify.Arm("oversample", "oversample", ratio)

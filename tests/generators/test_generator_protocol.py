@@ -28,6 +28,10 @@ def test_synthetic_labels_help_every_class_but_the_largest():
     train = discs(counts={"b": 3, "c": 7, "a": 5})
     assert synthetic_labels(train, 1.0) == ["a"] * 5 + ["b"] * 3
     assert synthetic_labels(train, 0.5) == ["a"] * 2 + ["b"] * 2  # round(2.5) is 2, round(1.5) is 2
+    largest = train.counts().index[0]
+    assert synthetic_labels(train, 1.0, all_classes=True).count(largest) == train.counts().iloc[0]
+    with pytest.raises(BadInput, match=r"ratio 0.01 makes no image of any class \(the largest of them has 5\)"):
+        synthetic_labels(train, 0.01)
     for ratio in (0, -1, float("nan")):
         with pytest.raises(BadInput, match="must be positive"):
             synthetic_labels(train, ratio)

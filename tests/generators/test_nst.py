@@ -298,6 +298,45 @@ def test_strengths_of_a_pair_share_its_path(labeller):
     ]
 
 
+@pytest.mark.parametrize("knobs", [{"optimiser": "adam"}, {"coarse_to_fine": True}], ids=str)
+def test_a_strength_is_the_same_without_the_later_ones(labeller, knobs):
+    generator = make(labeller, **{**SMALL, "iterations": 2, "save_at": [1, 2]}, **knobs)
+    generator.fit(make_set(), seed=1)
+    made = generator.generate(["red"] * 2, seed=5)
+    for row in (0, 1):
+        assert np.array_equal(generator.regenerate(made.table.iloc[[row]]), made.images[[row]])
+
+
+def test_one_failure_in_a_batch_costs_no_other(labeller, monkeypatch):
+    generator = make(labeller, **SMALL, batch_size=3)
+    generator.fit(make_set(), seed=1)
+    rows = generator.plan(0, 3, shares={"red": 1.0}, seed=5)
+    whole, original = generator.make(rows), Studio._optimise
+
+    def second_fails(self, pairs, shots, wanted):
+        for iteration, x, losses, failed in original(self, pairs, shots, wanted):
+            yield iteration, x, losses, {**failed, 1: 7}
+
+    monkeypatch.setattr(Studio, "_optimise", second_fails)
+    with pytest.raises(Unfinished, match="is not finite") as caught:
+        generator.make(rows)
+    assert np.array_equal(caught.value.finished.images, whole.images[:1])
+    assert np.array_equal(generator.make(rows.iloc[2:]).images, whole.images[2:])
+
+
+def test_another_start_file_is_noticed(labeller, tmp_path):
+    path = tmp_path / "start.png"
+    Image.fromarray(large_pictures(["red-1"])[0]).save(path)
+    generator = make(labeller, **SMALL, start="file", start_file=str(path))
+    generator.fit(make_set(), seed=1)
+    generator.save(tmp_path)
+    parts = {"encoder": labeller, "labeller": labeller, "pictures": large_pictures, "resize": resize}
+    generators.load(tmp_path, **parts, compute=FLOAT32)
+    Image.fromarray(large_pictures(["blue-1"])[0]).save(path)
+    with pytest.raises(BadInput, match="is not the picture"):
+        generators.load(tmp_path, **parts, compute=FLOAT32)
+
+
 def test_pictures_of_any_shape(labeller):
     def wide(names):
         return [np.concatenate([picture, picture[:, :10]], axis=1) for picture in large_pictures(names)]
