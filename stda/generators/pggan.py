@@ -12,9 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stda import BadInput
-from stda.generators.adversarial import Adversarial
-from stda.generators.layers import EqualConv, EqualLinear, MinibatchStddev, PixelNorm, double, n_doublings, one_hot
-from stda.generators.training import Training, adam, frozen, gradient_penalty, update
+from stda.generators.adversarial.gan import Adversarial
+from stda.generators.adversarial.layers import (
+    EqualConv,
+    EqualLinear,
+    MinibatchStddev,
+    PixelNorm,
+    double,
+    n_doublings,
+    one_hot,
+)
+from stda.generators.adversarial.training import Training, adam, frozen, gradient_penalty, update
 
 LARGEST = 256
 

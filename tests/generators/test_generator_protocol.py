@@ -7,8 +7,8 @@ from gan_cases import CPU, TINY, discs
 import stda.generators as generators
 from stda import BadInput
 from stda.compute import Compute
+from stda.generators.adversarial.training import TrainingDiverged
 from stda.generators.base import image_seeds, read_settings, synthetic_labels, synthetic_table, write_settings
-from stda.generators.training import TrainingDiverged
 from stda.images import COLUMNS, ImageSet
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from stda import BadInput
 from stda.generators import create
-from stda.generators.training import gradient_penalty
+from stda.generators.adversarial.training import gradient_penalty
 from stda.generators.wgan import DownBlock, LayerNorm, UpBlock, WCritic, WGenerator, channels_per_level
 
 

@@ -29,10 +29,10 @@ from torch.nn import functional
 from stda import BadInput
 from stda.compute import Compute
 from stda.encoders import Encoder
+from stda.generators.adversarial.training import adam, check_finite
 from stda.generators.base import Callback
 from stda.generators.style.decoder import centre, mirror, settled
 from stda.generators.style.trunk import Trunk
-from stda.generators.training import adam, check_finite
 from stda.images import to_tensor, to_uint8
 from stda.study import sub_seed
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stda.generators.layers import spread
+from stda.generators.adversarial.layers import spread
 
 
 class UpConv(nn.Conv2d):

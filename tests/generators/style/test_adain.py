@@ -9,8 +9,8 @@ import torch
 from stda import BadInput
 from stda import encoders as E
 from stda.compute import Compute
+from stda.generators.adversarial.training import TrainingDiverged
 from stda.generators.style import adain
-from stda.generators.training import TrainingDiverged
 
 FLOAT32, BF16 = (Compute(torch.device("cpu"), precision, 1) for precision in ("float32", "bf16"))
 PROVENANCE = {"name": "in-domain", "source": "random, for tests", "sha256": "0" * 64, "normalisation": "half"}

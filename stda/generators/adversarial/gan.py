@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from stda import BadInput
 from stda.compute import Compute, rng, setup
+from stda.generators.adversarial.training import Batches, Training, check_finite, measure_batch_norm, update_average
 from stda.generators.base import Callback, Generator, image_seeds, read_settings, synthetic_table, write_settings
-from stda.generators.training import Batches, Training, check_finite, measure_batch_norm, update_average
 from stda.images import ImageSet, require_train, to_uint8
 
 WEIGHTS_FILE = "model.safetensors"

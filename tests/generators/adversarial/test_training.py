@@ -5,7 +5,7 @@ from gan_cases import discs
 from torch import nn
 
 from stda.compute import rng
-from stda.generators.training import (
+from stda.generators.adversarial.training import (
     Batches,
     TrainingDiverged,
     check_finite,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from stda import BadInput
-from stda.generators import layers
+from stda.generators.adversarial import layers
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
