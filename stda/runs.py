@@ -222,6 +222,16 @@ class Stage:
         """Every knob of ``options`` with its value, given or default."""
         return {**option_defaults(self.job.stage), **self.values.get("options", {})}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every parameter of the notebook and every knob of ``options`` by name."""
+        return {**{name: value for name, value in self.values.items() if name != "options"}, **self.options}
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder for the checkpoints of this stage: it outlives a killed run, and goes when the stage is finished."""
+        return self.final.parent / f".{self.final.name}.checkpoints"
+
     def seed(self, *names: str | int) -> int:
         """Return the sub-seed of these names for this stage of this replicate."""
         who = [] if self.job.replicate is None else [f"r{self.job.replicate}"]
@@ -275,6 +285,7 @@ class Stage:
             }
             write_json(self.dir / "manifest.json", manifest)
             replace_folder(self.dir, self.final)
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
         except OSError as error:
             raise unwritable(self.final, error) from None
         return self.final

@@ -175,22 +175,74 @@ class NstSection(Section):
         return self
 
 
-class DcganSection(Section):
+class GanSection(Section):
+    """What the adversarial generators have in common."""
+
+    all_classes: bool = AllClasses
+    fake_labels: Literal["matched", "uniform", "empirical"] = option(
+        "matched", description="classes of fakes in training: as the real batches are drawn, or uniform, or empirical"
+    )
+    ema_decay: float = option(0.999, gt=0, lt=1, description="decay of the averaged weights, which make the images")
+    truncation: float = option(
+        0.0, ge=0, le=10, description="cut latents off at so many standard deviations when making images; 0: nowhere"
+    )
+    # small image sets
+    augment: Literal["none", "diffaugment", "adaptive"] = option(
+        "none", description="transform what the critic sees: never, always, or as often as it overfits"
+    )
+    augment_policy: list[Literal["blit", "color", "translation", "cutout"]] = option(
+        ["color", "translation", "cutout"], min_length=1, description="transforms of augment"
+    )
+    augment_target: float = option(0.6, gt=0, lt=1, description="overfitting signal that augment: adaptive aims at")
+    augment_images: int = option(
+        50_000, ge=1, description="real images over which augment: adaptive can go from 0 to 1 (paper: 500,000)"
+    )
+    # quality while training, on the validation fold
+    watch_images: int = option(256, ge=2, description="images per look at the validation fold")
+    keep: Literal["last", "best"] = option(
+        "last", description="weights that make images: the last, or those of the smallest KID to validation images"
+    )
+    patience: int = option(0, ge=0, description="looks without improvement after which training stops; 0: never")
+    checkpoint_every: int = option(200, ge=1, description="steps between checkpoints, from which a killed run goes on")
+
+    @model_validator(mode="after")
+    def _looks_are_taken(self) -> GanSection:
+        name = type(self).__name__.removesuffix("Section").lower()
+        if (self.keep == "best" or self.patience) and not self.watch_every:
+            raise ValueError(f"{name}.keep 'best' and {name}.patience go by looks: set {name}.watch_every above 0")
+        return self
+
+
+class DcganSection(GanSection):
     """03_dcgan."""
 
     ratio: float = Ratio
-    mode: Literal["per-class", "conditional"] = Field(
-        "per-class", description="one model per class, or one that is told it"
+    mode: Literal["per-class", "unconditional", "conditional", "acgan"] = Field(
+        "per-class", description="one model per class; one of all; one told the class; or one that also names it"
     )
     width: int = Field(16, ge=4, le=512, description="channels of the widest feature map")
     latent: int = Latent
     steps: int = Field(1200, ge=1, description="generator updates, shared out evenly among the models")
     batch_size: int = Batch
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Adam's rate")
-    all_classes: bool = AllClasses
+    beta1: float = option(0.5, ge=0, lt=1, description="Adam's first decay")
+    sampling: Literal["balanced", "empirical"] = option("balanced", description="how often each class is drawn")
+    class_weight: float = option(1.0, gt=0, description="weight of the class head's cross-entropy in mode acgan")
+    max_tries: int = option(
+        64, ge=1, description="images drawn by mode unconditional until the pseudo-label is the wanted class"
+    )
+    # what holds a discriminator back
+    critic_rate: float = option(1.0, gt=0, description="factor of the discriminator's learning rate")
+    label_smoothing: float = option(0.0, ge=0, lt=0.5, description="real images count as 1 minus this")
+    spectral_norm: bool = option(False, description="spectral normalisation of the discriminator")
+    watch_every: int = option(100, ge=0, description="steps between looks at the validation fold; 0: none")
+    # the two lessons of the notebook
+    failure_steps: int = option(150, ge=2, description="steps of each run of the lesson on conditional failure")
+    small_steps: int = option(300, ge=2, description="steps of each run of the lesson on small data")
+    small_class: str = option("", description="class of the lesson on small data; empty: the rarest")
 
 
-class WganSection(Section):
+class WganSection(GanSection):
     """04_wgan."""
 
     ratio: float = Ratio
@@ -203,10 +255,15 @@ class WganSection(Section):
     penalty_weight: float = Field(10.0, ge=0, description="weight of the gradient penalty")
     class_weight: float = Field(2.0, gt=0, description="weight of the class head's cross-entropy (paper: 1)")
     sampling: Literal["balanced", "empirical"] = Field("balanced", description="how often each class is drawn")
-    all_classes: bool = AllClasses
+    penalty: Literal["gradient", "r1"] = option(
+        "gradient", description="on the critic's slope between real and fake (towards 1), or at real images (towards 0)"
+    )
+    penalty_every: int = option(1, ge=1, description="critic updates per penalty, which then weighs as many times more")
+    drift_weight: float = option(0.0, ge=0, description="weight of E[D(real)^2], which keeps scores near zero")
+    watch_every: int = option(50, ge=0, description="steps between looks at the validation fold; 0: none")
 
 
-class PgganSection(Section):
+class PgganSection(GanSection):
     """05_pggan."""
 
     ratio: float = Ratio
@@ -218,7 +275,22 @@ class PgganSection(Section):
     class_weight: float = Field(2.0, gt=0, description="weight of the class loss on real images and of the generator's")
     fake_class_weight: float = Field(0.0, ge=0, description="weight of the critic's class loss on its fakes (paper: 1)")
     sampling: Literal["balanced", "empirical"] = Field("balanced", description="how often each class is drawn")
-    all_classes: bool = AllClasses
+    channel_base: int = option(8192, ge=8, description="channels are this over 2^stage, stage 1 at 4 px, at most max")
+    batch_sizes: list[Annotated[int, Field(ge=4, multiple_of=4)]] = option(
+        [], description="images per step at 4 px, 8 px, ... up to the full size; empty: batch_size everywhere"
+    )
+    phase_images: int = option(
+        0, ge=0, description="real images per fading or stabilising phase (paper: 800,000); 0: by last_share"
+    )
+    last_share: float = option(0.4, gt=0, lt=1, description="share of all images for the last phase, at full size")
+    n_critic: int = option(1, ge=1, le=100, description="critic updates per generator update")
+    penalty: Literal["gradient", "r1"] = option(
+        "gradient", description="on the critic's slope between real and fake (towards 1), or at real images (towards 0)"
+    )
+    penalty_weight: float = option(10.0, ge=0, description="weight of the penalty")
+    penalty_every: int = option(1, ge=1, description="critic updates per penalty, which then weighs as many times more")
+    drift_weight: float = option(1e-3, ge=0, description="weight of E[D(real)^2], which keeps scores near zero")
+    watch_every: int = option(100, ge=0, description="steps between looks at the validation fold; 0: none")
 
 
 class Arm(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stda import BadInput, data, encoders, generators
+from stda import BadInput, data, encoders, generators, measure
 from stda.compute import Compute
 from stda.generators.base import Generator, read_settings
-from stda.images import read_table
+from stda.images import ImageSet, read_table
 from stda.runs import read_manifest
 from stda.sections import NOTEBOOKS
+
+FEWEST_JUDGED = 10  # real images: with fewer, differences of KID are noise
 
 Pictures = np.ndarray | list[np.ndarray]
 
@@ -38,6 +41,24 @@ def picture_reader(data_folder: Path, *, size: int, aspect: str = "square") -> C
 def mask_reader(data_folder: Path, *, size: int, aspect: str = "square") -> Callable[[list[str]], Pictures]:
     """Return a function from image ids to their lesion masks, uint8 ``(n, size, size)``, 0 or 255 (or a list)."""
     return data.mask_reader(read_manifest(data_folder)["parameters"], size=size, aspect=aspect)
+
+
+def kid_judge(data_folder: Path, compute: Compute) -> Callable[[ImageSet, ImageSet], float]:
+    """Return what judges a generator while it trains: KID in features of the in-domain network, smaller is better.
+
+    Features are divided by the root mean square of the real ones'.  Fewer than :data:`FEWEST_JUDGED` real images tell
+    nothing: nan.
+    """
+    encoder = encoders.load_in_domain(data_folder / "in_domain")
+
+    def judge(real: ImageSet, synthetic: ImageSet) -> float:
+        if len(real) < FEWEST_JUDGED:
+            return math.nan
+        x, y = (encoders.encode(encoder, part.images, compute=compute) for part in (real, synthetic))
+        scale = float(np.sqrt(np.square(x, dtype=np.float64).mean())) or 1.0
+        return measure.kid(x / scale, y / scale, subsets=0)["kid"]
+
+    return judge
 
 
 def style_parts(data_folder: Path, *, size: int, aspect: str = "square") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from stda import BadInput
 from stda.generators.base import Generator, Unfinished, read_settings, synthetic_labels
 
-__all__ = ["GENERATORS", "Generator", "Unfinished", "create", "generator_class", "load", "synthetic_labels"]
+__all__ = ["GENERATORS", "Generator", "Unfinished", "create", "generator_class", "knobs", "load", "synthetic_labels"]
 
 # name -> (module, class); imported when asked for, so that a notebook pays for the one method it shows
 GENERATORS = {
@@ -26,6 +27,12 @@ def generator_class(name: str) -> type[Generator]:
         raise BadInput(f"Unknown generator '{name}'; it must be one of {', '.join(GENERATORS)}.")
     module, class_name = GENERATORS[name]
     return getattr(import_module(module), class_name)
+
+
+def knobs(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the ``values``, a notebook's parameters, that are knobs of the GAN called ``name``."""
+    known = {field.name for field in fields(generator_class(name)) if field.init}
+    return {knob: value for knob, value in values.items() if knob in known}
 
 
 def create(name: str, **knobs: Any) -> Generator:

@@ -112,15 +112,13 @@ class DCGAN(Adversarial):
         """Return an untrained generator network."""
         return DCGenerator(size=self.size, width=self.width, latent=self.latent, n_labels=self.n_labels(n_classes))
 
-    def begin(self, n_classes: int) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
-        """Return fresh networks and optimisers."""
-        critic = DCDiscriminator(size=self.size, width=self.width, n_labels=self.n_labels(n_classes))
-        networks = {"generator": self.make_generator(n_classes), "critic": critic}
-        optimizers = {}
-        for key, network in networks.items():
-            networks[key] = network.to(self.compute.device, memory_format=torch.channels_last)
-            optimizers[key] = adam(networks[key], self.learning_rate, (self.beta1, 0.999))
-        return networks, optimizers
+    def make_critic(self, n_classes: int) -> nn.Module:
+        """Return an untrained discriminator."""
+        return DCDiscriminator(size=self.size, width=self.width, n_labels=self.n_labels(n_classes))
+
+    def make_optimizer(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
+        """Return Adam as the paper sets it."""
+        return adam(network, self.learning_rate, (self.beta1, 0.999))
 
     def advance(self, training: Training) -> dict[str, Any]:
         """Update the discriminator, then the generator, on one batch of real and one of fake images."""
@@ -131,15 +129,16 @@ class DCGAN(Adversarial):
         # discriminator: real and fake apart, so that no BatchNorm batch holds both
         with self.compute.autocast():
             fake = generator(z, labels)
-            score_real = critic(real, real_labels).float()
-            score_fake = critic(fake.detach(), labels).float()
+            score_real = critic(self.augmented(training, real), real_labels).float()
+            score_fake = critic(self.augmented(training, fake.detach()), labels).float()
         critic_loss = F.softplus(-score_real).mean() + F.softplus(score_fake).mean()
         critic_gradient = update(training.optimizers["critic"], critic_loss, critic)
+        training.augmentation.observe(score_real)
 
         # generator: the same fakes, judged by the updated discriminator
         with frozen(critic):
             with self.compute.autocast():
-                score = critic(fake, labels).float()
+                score = critic(self.augmented(training, fake), labels).float()
             generator_loss = F.softplus(-score).mean()
             generator_gradient = update(training.optimizers["generator"], generator_loss, generator)
         return {
@@ -150,3 +149,7 @@ class DCGAN(Adversarial):
             "d_real": score_real.sigmoid().mean().item(),
             "d_fake": score_fake.sigmoid().mean().item(),
         }
+
+    def opinion(self, training: Training, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the discriminator's probability that an image is real."""
+        return training.networks["critic"](images, labels).float().sigmoid()

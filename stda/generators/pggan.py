@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stda import BadInput
-from stda.generators.adversarial.gan import Adversarial
 from stda.generators.adversarial.layers import (
     EqualConv,
     EqualLinear,
@@ -22,7 +21,8 @@ from stda.generators.adversarial.layers import (
     n_doublings,
     one_hot,
 )
-from stda.generators.adversarial.training import Training, adam, frozen, gradient_penalty, update
+from stda.generators.adversarial.training import Training, adam
+from stda.generators.adversarial.wasserstein import Wasserstein
 
 LARGEST = 256
 
@@ -166,7 +166,7 @@ def at_level(images: Tensor, level: int, n_levels: int, alpha: float) -> Tensor:
 
 
 @dataclass(kw_only=True, eq=False)
-class ProgressiveGAN(Adversarial):
+class ProgressiveGAN(Wasserstein):
     """Progressive GAN with WGAN-GP loss, drift term and a class head on real and fake images.
 
     ``steps`` times ``batch_size`` real images are shared over the phases (:func:`schedule`).
@@ -180,9 +180,7 @@ class ProgressiveGAN(Adversarial):
     latent: int = 512
     learning_rate: float = 1e-3
     last_share: float = 0.4  # of all images, for the last phase (full size, nothing fading)
-    penalty_weight: float = 10.0
     drift_weight: float = 1e-3
-    class_weight: float = 1.0  # of the class head's cross-entropy on real images (critic) and on fakes (generator)
     # of the critic's cross-entropy on fakes; it rewards a critic that reads any mark the generator leaves, and with a
     # class_weight of 3 the two agreed on one picture per class: 0 keeps the class head honest
     fake_class_weight: float = 1.0
@@ -201,13 +199,13 @@ class ProgressiveGAN(Adversarial):
         """Return an untrained generator network."""
         return ProgressiveGenerator(channels=self.channels, latent=self.latent, n_classes=n_classes)
 
-    def begin(self, n_classes: int) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
-        """Return fresh networks; their optimisers are made anew at each resolution (:meth:`enter`)."""
-        critic = ProgressiveCritic(channels=self.channels, n_classes=n_classes)
-        networks = {"generator": self.make_generator(n_classes), "critic": critic}
-        for key, network in networks.items():
-            networks[key] = network.to(self.compute.device, memory_format=torch.channels_last)
-        return networks, {}
+    def make_critic(self, n_classes: int) -> nn.Module:
+        """Return an untrained critic."""
+        return ProgressiveCritic(channels=self.channels, n_classes=n_classes)
+
+    def make_optimizer(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
+        """Return Adam as the paper sets it; made anew at each resolution (:meth:`enter`)."""
+        return adam(network, self.learning_rate, (0.0, 0.99))
 
     def enter(self, training: Training) -> None:
         """Set level and alpha of all networks for this step, with fresh optimisers at a new resolution."""
@@ -215,9 +213,9 @@ class ProgressiveGAN(Adversarial):
         phases = schedule(training.steps * self.batch_size, n_levels, self.last_share)
         phase = next(phase for phase in phases if done < phase.end_image)
         generator, critic = training.networks["generator"], training.networks["critic"]
-        if not training.optimizers or phase.level != int(generator.level):
+        if phase.level != int(generator.level):
             for key in ("generator", "critic"):
-                training.optimizers[key] = adam(training.networks[key], self.learning_rate, (0.0, 0.99))
+                training.optimizers[key] = self.make_optimizer(key, training.networks[key])
         for network in (generator, critic):
             network.level.fill_(phase.level)
             network.alpha.fill_(phase.alpha(done))
@@ -227,49 +225,21 @@ class ProgressiveGAN(Adversarial):
         self.enter(training)
         generator = training.networks["generator"]
         state = {"resolution": 4 * 2 ** int(generator.level), "alpha": float(generator.alpha)}
-        return state | self.advance_critic(training) | self.advance_generator(training)
+        return state | super().advance(training)
 
-    def advance_critic(self, training: Training) -> dict[str, Any]:
-        """Update the critic: Wasserstein loss, penalty, drift, cross-entropy on real and on fake images."""
-        generator, critic = training.networks["generator"], training.networks["critic"]
-        real, real_labels = self.reals(training, self.batch_size)
-        real = at_level(real, int(critic.level), len(self.channels), float(critic.alpha))
-        z, labels = self.fakes(training, self.batch_size)
-        with self.compute.autocast():
-            with torch.no_grad():
-                fake = generator(z, labels).float()
-            score, logits = critic(torch.cat([real, fake]))
-            mix = torch.rand(self.batch_size, generator=training.noise).to(real.device)
-            penalty = gradient_penalty(lambda x: critic(x)[0].float(), real, fake, mix)
-        score_real, score_fake = score.float().chunk(2)
-        logits_real, logits_fake = logits.float().chunk(2)
-        class_losses = F.cross_entropy(logits_real, real_labels), F.cross_entropy(logits_fake, labels)
-        wasserstein = score_real.mean() - score_fake.mean()
-        loss = self.penalty_weight * penalty - wasserstein
-        loss = loss + self.drift_weight * score_real.square().mean()
-        loss = loss + self.class_weight * class_losses[0] + self.fake_class_weight * class_losses[1]
-        return {
-            "d_loss": loss.item(),
-            "d_gradient": update(training.optimizers["critic"], loss, critic),
-            "d_real": score_real.mean().item(),
-            "d_fake": score_fake.mean().item(),
-            "wasserstein": wasserstein.item(),
-            "penalty": penalty.item(),
-            "d_class_loss": class_losses[0].item(),
-            "d_class_loss_fake": class_losses[1].item(),
-        }
+    def reals(self, training: Training, n: int) -> tuple[Tensor, Tensor]:
+        """Return n real images as they are at this resolution and alpha, and their class indices."""
+        images, labels = super().reals(training, n)
+        return self.at_level(training, images), labels
 
-    def advance_generator(self, training: Training) -> dict[str, Any]:
-        """Update the generator: -E[D(fake)] + cross-entropy of the class head on fake images."""
-        generator, critic = training.networks["generator"], training.networks["critic"]
-        z, labels = self.fakes(training, self.batch_size)
-        with frozen(critic):
-            with self.compute.autocast():
-                score, logits = critic(generator(z, labels))
-            class_loss = F.cross_entropy(logits.float(), labels)
-            loss = self.class_weight * class_loss - score.float().mean()
-            gradient = update(training.optimizers["generator"], loss, generator)
-        return {"g_loss": loss.item(), "g_gradient": gradient, "g_class_loss": class_loss.item()}
+    def at_level(self, training: Training, images: Tensor) -> Tensor:
+        """Return real images of the full size as they are at this resolution and alpha."""
+        critic = training.networks["critic"]
+        return at_level(images, int(critic.level), len(self.channels), float(critic.alpha))
+
+    def opinion(self, training: Training, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the critic's scores, which have no unit: only their differences mean something."""
+        return super().opinion(training, self.at_level(training, images), labels)
 
     def as_pixels(self, images: Tensor) -> Tensor:
         """Bring images of a lower level, met while training, to the full size by repeating pixels."""

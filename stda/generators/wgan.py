@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stda import BadInput
-from stda.generators.adversarial.gan import Adversarial
 from stda.generators.adversarial.layers import ConvPool, UpConv, double, n_doublings, one_hot
-from stda.generators.adversarial.training import Training, adam, frozen, gradient_penalty, update
+from stda.generators.adversarial.training import adam
+from stda.generators.adversarial.wasserstein import Wasserstein
 
 
 def start_weights(module: nn.Module) -> None:
@@ -122,8 +122,8 @@ class WCritic(nn.Module):
 
 
 @dataclass(kw_only=True, eq=False)
-class WGAN(Adversarial):
-    """Conditional WGAN-GP with a class head: a step is ``n_critic`` critic updates and one of the generator."""
+class WGAN(Wasserstein):
+    """Conditional WGAN-GP with a class head; the step is :meth:`Wasserstein.advance`."""
 
     name: ClassVar[str] = "wgan"
 
@@ -131,63 +131,15 @@ class WGAN(Adversarial):
     latent: int = 128
     learning_rate: float = 1e-4
     n_critic: int = 5
-    penalty_weight: float = 10.0
-    class_weight: float = 1.0  # of the class head's cross-entropy, in both losses
 
     def make_generator(self, n_classes: int) -> nn.Module:
         """Return an untrained generator network."""
         return WGenerator(size=self.size, width=self.width, latent=self.latent, n_classes=n_classes)
 
-    def begin(self, n_classes: int) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
-        """Return fresh networks and optimisers."""
-        critic = WCritic(size=self.size, width=self.width, n_classes=n_classes)
-        networks = {"generator": self.make_generator(n_classes), "critic": critic}
-        optimizers = {}
-        for key, network in networks.items():
-            networks[key] = network.to(self.compute.device, memory_format=torch.channels_last)
-            optimizers[key] = adam(networks[key], self.learning_rate, (0.0, 0.9))
-        return networks, optimizers
+    def make_critic(self, n_classes: int) -> nn.Module:
+        """Return an untrained critic."""
+        return WCritic(size=self.size, width=self.width, n_classes=n_classes)
 
-    def advance(self, training: Training) -> dict[str, Any]:
-        """Update the critic ``n_critic`` times, then the generator; return the losses of the last updates."""
-        for _ in range(self.n_critic):
-            record = self.advance_critic(training)
-        return record | self.advance_generator(training)
-
-    def advance_critic(self, training: Training) -> dict[str, Any]:
-        """Update the critic: E[D(fake)] - E[D(real)] + penalty + cross-entropy of the class head on real images."""
-        generator, critic = training.networks["generator"], training.networks["critic"]
-        real, real_labels = self.reals(training, self.batch_size)
-        z, labels = self.fakes(training, self.batch_size)
-        with self.compute.autocast():
-            with torch.no_grad():
-                fake = generator(z, labels).float()
-            # without BatchNorm an image's score depends on that image only: real and fake share one pass
-            score, logits = critic(torch.cat([real, fake]))
-            mix = torch.rand(self.batch_size, generator=training.noise).to(real.device)
-            penalty = gradient_penalty(lambda x: critic(x)[0].float(), real, fake, mix)
-        score_real, score_fake = score.float().chunk(2)
-        class_loss = F.cross_entropy(logits[: self.batch_size].float(), real_labels)
-        wasserstein = score_real.mean() - score_fake.mean()
-        loss = -wasserstein + self.penalty_weight * penalty + self.class_weight * class_loss
-        return {
-            "d_loss": loss.item(),
-            "d_gradient": update(training.optimizers["critic"], loss, critic),
-            "d_real": score_real.mean().item(),
-            "d_fake": score_fake.mean().item(),
-            "wasserstein": wasserstein.item(),
-            "penalty": penalty.item(),
-            "d_class_loss": class_loss.item(),
-        }
-
-    def advance_generator(self, training: Training) -> dict[str, Any]:
-        """Update the generator: -E[D(fake)] + cross-entropy of the class head on fake images."""
-        generator, critic = training.networks["generator"], training.networks["critic"]
-        z, labels = self.fakes(training, self.batch_size)
-        with frozen(critic):
-            with self.compute.autocast():
-                score, logits = critic(generator(z, labels))
-            class_loss = F.cross_entropy(logits.float(), labels)
-            loss = -score.float().mean() + self.class_weight * class_loss
-            gradient = update(training.optimizers["generator"], loss, generator)
-        return {"g_loss": loss.item(), "g_gradient": gradient, "g_class_loss": class_loss.item()}
+    def make_optimizer(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
+        """Return Adam as the paper sets it."""
+        return adam(network, self.learning_rate, (0.0, 0.9))

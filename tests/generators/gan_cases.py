@@ -5,6 +5,9 @@ import pandas as pd
 import torch
 
 from stda.compute import Compute
+from stda.generators.adversarial.checkpoint import Checkpoints
+from stda.generators.adversarial.fitting import Fit
+from stda.generators.adversarial.watching import Watching
 from stda.images import ImageSet
 
 # on the CPU in float32: what the tests compare is arithmetic, not hardware
@@ -29,3 +32,10 @@ def discs(*, size=8, counts=None, split="train", seed=0):
     images = np.where(inside, level, 128) + noise.integers(-20, 20, (len(labels), size, size, 3))
     table = pd.DataFrame({"image_id": [f"i{k}" for k in range(len(labels))], "label": labels, "split": split})
     return ImageSet(images.astype(np.uint8), table)
+
+
+def started(gan, train, *, steps, seed=0):
+    """Return the state of a GAN of all classes before its first step."""
+    gan.classes, gan.size = train.classes, train.size
+    fit = Fit(gan, steps, None, Watching(None, None, 0, 1, 0), Checkpoints(None, 1, ""))
+    return fit.start(train, train.classes, steps, seed)

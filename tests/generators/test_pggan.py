@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from gan_cases import CPU, TINY, discs
+from gan_cases import CPU, TINY, discs, started
 
 from stda import BadInput
 from stda.generators import create
@@ -127,8 +127,7 @@ def test_fit_passes_through_the_phases_and_ends_at_full_size():
 def test_optimisers_are_reset_at_each_resolution():
     gan = create("pggan", compute=CPU, **TINY["pggan"])
     train = discs(size=8)
-    gan.classes, gan.size = train.classes, 8
-    training = gan.start(train, train.classes, 30, 0)
+    training = started(gan, train, steps=30)
     seen = {}
     for training.step in range(1, 31):
         gan.advance(training)

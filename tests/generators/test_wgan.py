@@ -1,12 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from gan_cases import CPU, TINY, discs
+from gan_cases import CPU, TINY, discs, started
 from torch import nn
 
 from stda import BadInput
 from stda.generators import create
-from stda.generators.adversarial.training import gradient_penalty
+from stda.generators.adversarial.penalties import gradient_penalty
 from stda.generators.wgan import DownBlock, LayerNorm, UpBlock, WCritic, WGenerator, channels_per_level
 
 
@@ -78,8 +78,8 @@ def test_critic_loss_is_the_sum_of_its_parts():
 
 def test_critic_takes_its_steps_per_generator_step():
     gan = create("wgan", compute=CPU, **(TINY["wgan"] | {"n_critic": 3}))
-    gan.classes, gan.size = ["dark", "light"], 8
-    training = gan.start(discs(), gan.classes, 2, 0)
+    training = started(gan, discs(), steps=2)
+    training.step = 1
     gan.advance(training)
     steps = {key: int(next(iter(o.state.values()))["step"]) for key, o in training.optimizers.items()}
     assert steps == {"generator": 1, "critic": 3}

@@ -19,8 +19,8 @@ def n_doublings(size: int, *, who: str, largest: int) -> int:
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:
-    """Turn class indices ``(N,)`` into float32 ``(N, n_classes)``."""
-    return F.one_hot(labels, n_classes).to(torch.float32)
+    """Turn class indices ``(N,)`` into float32 ``(N, n_classes)``; shares of classes are returned as they are."""
+    return labels if labels.is_floating_point() else F.one_hot(labels, n_classes).to(torch.float32)
 
 
 def spread(weight: Tensor) -> Tensor:

@@ -1,58 +1,23 @@
-"""The pieces of adversarial training: batches, averaged weights, gradient penalty, optimiser steps, divergence."""
+"""The state of adversarial training and its steps: averaged weights, optimiser steps, BatchNorm, divergence."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stda.images import ImageSet
+from stda.generators.adversarial.augment import Augmentation
+from stda.generators.adversarial.batches import Batches
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss is no longer a finite number; the message names the step and the remedy."""
-
-
-class Batches:
-    """Random batches of real images, flipped at random, from uint8 pixels in memory.
-
-    ``sampling="balanced"`` draws every class equally often; "empirical" draws every image equally often, as the
-    papers do.  Balanced is the default of this study because a class of 1 % would be in every second batch of 64 only,
-    and because a critic that sees rare classes more often among fakes than among real images scores them as fake.
-    """
-
-    def __init__(self, images: ImageSet, classes: Sequence[str], *, sampling: str, noise: torch.Generator) -> None:
-        labels = np.searchsorted(list(classes), images.labels.astype(str))
-        self.labels = torch.from_numpy(labels)
-        self.pixels = torch.from_numpy(np.ascontiguousarray(images.images.transpose(0, 3, 1, 2)))
-        self.noise = noise
-        self.counts = torch.bincount(self.labels, minlength=len(classes))
-        self.weights = (1.0 / self.counts[self.labels]).double() if sampling == "balanced" else None
-
-    def draw(self, n: int) -> tuple[Tensor, Tensor]:
-        """Return n images, float32 ``(n, 3, H, W)`` in [-1, 1], drawn with replacement, and their class indices."""
-        if self.weights is None:
-            rows = torch.randint(len(self.labels), (n,), generator=self.noise)
-        else:
-            rows = torch.multinomial(self.weights, n, replacement=True, generator=self.noise)
-        pixels = self.pixels[rows]
-        for axis in (2, 3):  # a lesion has no up and no left: each image is flipped on its own, on either axis
-            flipped = torch.rand(n, generator=self.noise) < 0.5
-            pixels = torch.where(flipped.view(n, 1, 1, 1), pixels.flip(axis), pixels)
-        images = pixels.to(torch.float32).div_(127.5).sub_(1.0)
-        return images.contiguous(memory_format=torch.channels_last), self.labels[rows]
-
-    def fake_labels(self, n: int, distribution: str) -> Tensor:
-        """Return n class indices for fake images, "uniform" over classes or "empirical" as in the data."""
-        if distribution == "uniform":
-            return torch.randint(len(self.counts), (n,), generator=self.noise)
-        return torch.multinomial(self.counts.double(), n, replacement=True, generator=self.noise)
+    """A loss is no longer a finite number; the message names the step, the last good checkpoint and the remedy."""
 
 
 @dataclass(eq=False)
@@ -65,22 +30,16 @@ class Training:
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
     batches: Batches
+    augmentation: Augmentation
     noise: torch.Generator
     steps: int
     step: int = 0
-
-
-def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
-    """Return the two-sided penalty E[(|grad critic(x)| - 1)^2] at ``x = mix * real + (1 - mix) * fake``.
-
-    ``mix`` has one number in [0, 1] per image.  The images and the norm stay float32; the convolutions between may run
-    in bf16: on a residual critic at 32 px its gradient agreed with float32 to cosine .99998 and 0.4 % in length, at
-    two thirds of the time.  Gulrajani et al. 2017, eq. 3.
-    """
-    mix = mix.view(-1, 1, 1, 1)
-    between = (mix * real + (1 - mix) * fake).requires_grad_(True)
-    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    grids: dict[int, np.ndarray] = field(default_factory=dict)  # sample grids by step
+    # of the quality on held-out images: the best value, its step, the averaged weights then, looks since
+    best: float = math.inf
+    best_step: int = 0
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    looks_since_best: int = 0
 
 
 @torch.no_grad()
@@ -149,11 +108,12 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module) -
     return norm
 
 
-def check_finite(record: dict[str, Any], name: str) -> None:
-    """Raise TrainingDiverged when a number of the record is not finite."""
+def check_finite(record: dict[str, Any], name: str, *, checkpoint: str = "") -> None:
+    """Raise TrainingDiverged when a number of the record is not finite; ``checkpoint`` tells where the last one is."""
     bad = [key for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
     if bad:
+        where = f" The last good checkpoint: {checkpoint}." if checkpoint else ""
         raise TrainingDiverged(
             f"{name}: {', '.join(bad)} became non-finite at step {record['step']} of {record['steps']}; lower "
-            "learning_rate, raise batch_size or set precision to float32."
+            f"learning_rate, raise batch_size or set precision to float32.{where}"
         )
