@@ -82,6 +82,25 @@ def test_an_interrupted_stage_does_not_look_finished_and_leaves_the_old_result()
     assert not third.path("half.txt").exists()
 
 
+def test_checkpoints_outlive_an_interrupted_stage_and_go_with_a_finished_one():
+    run = runs.begin("wgan", VALUES["wgan"])
+    run.checkpoints.mkdir()
+    (run.checkpoints / "x").write_text("half way")
+    again = runs.begin("wgan", VALUES["wgan"])
+    assert (again.checkpoints / "x").read_text() == "half way"
+    again.finish(headline="done")
+    assert not again.checkpoints.exists()
+
+
+def test_settings_are_all_parameters_by_name():
+    values = runs.parameters(Study(), Job("wgan", 0))
+    run = runs.begin("wgan", {**values, "steps": 3, "options": {"augment": "adaptive"}})
+    assert run.settings["steps"] == 3
+    assert run.settings["augment"] == "adaptive"
+    assert run.settings["watch_every"] == 50
+    assert "options" not in run.settings
+
+
 def test_missing_upstream_tells_what_to_run_first():
     with pytest.raises(BadInput, match=r"Run notebooks/01_data.ipynb first"):
         runs.begin("wgan", VALUES["wgan"]).upstream("data")

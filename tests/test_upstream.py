@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stda import BadInput, compute, data, encoders, generators, runs, upstream
+from stda import BadInput, compute, data, encoders, generators, measure, runs, upstream
 from stda.images import ImageSet
 from stda.runs import Job
 from stda.study import Study
@@ -37,6 +37,20 @@ def test_missing_weights_are_an_error_with_the_remedy(folder, tmp_path):
     where, _, _ = folder(encoder="squeezenet1_0", encoder_weights=str(tmp_path / "nowhere.pth"))
     with pytest.raises(BadInput, match=r"nowhere\.pth"):
         upstream.study_encoder(where)
+
+
+def test_the_judge_of_training_knows_real_from_noise(folder):
+    where, images, network = folder()
+    judge = upstream.kid_judge(where, compute.setup("float32"))
+    real, other = images.select(np.arange(0, 40)), images.select(np.arange(40, 80))
+    random = np.random.default_rng(0)
+    noise = ImageSet(random.integers(0, 256, other.images.shape, dtype=np.uint8), other.table)
+    assert judge(real, noise) > judge(real, other)
+    # the same number as the measure gives on the features of the in-domain network
+    x, y = (encoders.encode(network, part.images, compute=compute.setup("float32")) for part in (real, other))
+    scale = np.sqrt((x.astype(float) ** 2).mean())
+    assert judge(real, other) == pytest.approx(measure.kid(x / scale, y / scale)["kid"])
+    assert np.isnan(judge(real.select(np.arange(9)), other))
 
 
 def test_pictures_are_those_of_the_set_at_another_size(folder):

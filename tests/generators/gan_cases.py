@@ -39,3 +39,8 @@ def started(gan, train, *, steps, seed=0):
     gan.classes, gan.size = train.classes, train.size
     fit = Fit(gan, steps, None, Watching(None, None, 0, 1, 0), Checkpoints(None, 1, ""))
     return fit.start(train, train.classes, steps, seed)
+
+
+def noisy_judge(real, synthetic):
+    """Judge images by a number that depends on every pixel and moves up and down."""
+    return float(synthetic.images.astype(int).sum() % 1009)

@@ -92,6 +92,14 @@ def test_first_and_second_derivatives(policy):
     assert torch.autograd.gradgradcheck(bent, (images,))
 
 
+def test_every_orientation_and_shift_has_its_own_gradient():
+    marks = torch.tensor(list(itertools.product((False, True), repeat=3))).T
+    images = pictures(8, size=3, dtype=torch.float64)[:, :1].requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: augment.blit(x, *marks), (images,))
+    shifts = torch.tensor([[-1, 0, 1, 2, 2, -2, 0, 0], [0, 1, 1, -1, 2, -2, -1, 0]])
+    assert torch.autograd.gradcheck(lambda x: augment.translate(x, *shifts, largest=2), (images,))
+
+
 def test_a_gradient_penalty_reaches_the_weights():
     images, weight = pictures().requires_grad_(True), torch.ones(3, requires_grad=True)
     scores = (diff_augment(images, POLICIES, noise=rng(0)).square().mean(dim=(2, 3)) @ weight).sum()
@@ -191,10 +199,10 @@ def test_the_order_in_memory_and_autocast_change_nothing():
         assert torch.equal(diff_augment(images, POLICIES, noise=rng(0)), wanted)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_what_the_cpu_gives():
-    result = diff_augment(pictures().cuda(), POLICIES, noise=rng(0))
-    assert result.is_cuda
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_every_device_gives_the_same(device):
+    result = diff_augment(pictures().to(device), POLICIES, noise=rng(0))
+    assert result.device.type == device
     assert torch.allclose(result.cpu(), diff_augment(pictures(), POLICIES, noise=rng(0)), atol=1e-6)
 
 
@@ -209,7 +217,8 @@ def test_modes_set_what_is_applied():
     always = Augmentation("diffaugment", ["cutout", "color"], images_to_full=100)
     assert torch.equal(always(images, rng(2)), diff_augment(images, ["color", "cutout"], noise=rng(2)))
     adaptive = controlled()
-    assert torch.equal(adaptive(images, rng(2)), images)  # p starts at 0
+    assert torch.equal(adaptive(images, noise), images)  # p starts at 0, where it draws as it always does
+    assert not torch.equal(noise.get_state(), before)
     adaptive.p = 0.5
     assert torch.equal(adaptive(images, rng(2)), diff_augment(images, adaptive.policy, noise=rng(2), p=0.5))
 
