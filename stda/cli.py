@@ -312,9 +312,10 @@ def _check_choices(study: studies.Study, classes: list[str]) -> None:
     """Check what needs the data or the disk to be known: a class that is named, masks, files."""
     from stda.data import has_masks
 
-    content = study.nst.content_class
-    if content and content not in classes:
-        raise BadInput(f"nst.content_class is '{content}', but the data has {', '.join(classes)}; choose one of these.")
+    named = {"nst.content_class": study.nst.content_class, "dcgan.small_class": study.dcgan.small_class}
+    for key, name in named.items():
+        if name and name not in classes:
+            raise BadInput(f"{key} is '{name}', but the data has {', '.join(classes)}; choose one of these.")
     for name in ("dcgan", "wgan"):
         section, least = getattr(study, name), {"dcgan": "steps", "wgan": "latent"}[name]
         if name in study.generators and getattr(section, least) <= len(classes):

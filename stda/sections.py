@@ -235,11 +235,13 @@ class DcganSection(GanSection):
     critic_rate: float = option(1.0, gt=0, description="factor of the discriminator's learning rate")
     label_smoothing: float = option(0.0, ge=0, lt=0.5, description="real images count as 1 minus this")
     spectral_norm: bool = option(False, description="spectral normalisation of the discriminator")
-    watch_every: int = option(100, ge=0, description="steps between looks at the validation fold; 0: none")
+    watch_every: int = option(50, ge=0, description="steps between looks at the validation fold; 0: none")
     # the two lessons of the notebook
     failure_steps: int = option(150, ge=2, description="steps of each run of the lesson on conditional failure")
     small_steps: int = option(300, ge=2, description="steps of each run of the lesson on small data")
-    small_class: str = option("", description="class of the lesson on small data; empty: the rarest")
+    small_class: str = option(
+        "", description="class of the lesson on small data; empty: the rarest with ten validation images"
+    )
 
 
 class WganSection(GanSection):
@@ -252,7 +254,9 @@ class WganSection(GanSection):
     batch_size: int = Field(32, ge=2, le=65536, description="images per step (paper: 64)")
     learning_rate: float = Field(1.5e-3, gt=0, lt=1, description="Adam's rate (paper: 1e-4, for far longer runs)")
     n_critic: int = Field(2, ge=1, le=100, description="critic updates per generator update (paper: 5)")
-    penalty_weight: float = Field(10.0, ge=0, description="weight of the gradient penalty")
+    penalty_weight: float = Field(
+        10.0, ge=0, description="weight of the penalty on the critic's slope (r1 needs one of its own)"
+    )
     class_weight: float = Field(2.0, gt=0, description="weight of the class head's cross-entropy (paper: 1)")
     sampling: Literal["balanced", "empirical"] = Field("balanced", description="how often each class is drawn")
     penalty: Literal["gradient", "r1"] = option(

@@ -99,6 +99,9 @@ class Study(Section):
         size, network, weights = self.data.image_size, self.classification.network, self.classification.weights
         if set(self.generators) - {"nst"} and (size & (size - 1) or not 8 <= size <= 256):
             raise ValueError(f"data.image_size is {size}; the GANs need a power of 2 up to 256, such as 32 or 64")
+        levels, given = size.bit_length() - 2, len(self.pggan.batch_sizes)
+        if "pggan" in self.generators and given not in (0, levels):
+            raise ValueError(f"pggan.batch_sizes has {given} numbers; from 4 to {size} px there are {levels} sizes")
         if network == "alexnet" and size < 63:
             raise ValueError(f"data.image_size is {size}; alexnet needs at least 63, or choose another network")
         if network == "vgg8" and weights != "none":

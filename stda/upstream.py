@@ -99,7 +99,10 @@ def open_generator(replicate_dir: Path, name: str, compute: Compute, *, size: in
         finished_stage(replicate_dir, stage)
     if name == "nst":
         return _open_style_transfer(replicate_dir, compute, size)
-    generator = generators.load(replicate_dir / name, compute=compute)
+    folder, parts = replicate_dir / name, {}
+    if read_settings(folder).get("labeller"):  # an unconditional DCGAN goes by its opinion
+        parts["labeller"] = encoders.load_in_domain(replicate_dir / "data" / "in_domain")
+    generator = generators.load(folder, compute=compute, **parts)
     if size not in (0, generator.size):
         raise BadInput(f"{name} was fitted at {generator.size} px and makes no images of {size} px: leave --size out.")
     return generator

@@ -36,6 +36,8 @@ def write(tmp_path, text, name="mine.yaml"):
         ("wgan: [", "is not valid YAML"),
         ("- a", "must hold sections"),
         ("wgan: 3", "wgan is 3"),
+        ("pggan: {batch_sizes: [16, 8]}", "pggan.batch_sizes has 2 numbers; from 4 to 32 px there are 4 sizes"),
+        ("wgan: {keep: best, watch_every: 0}", "wgan.keep 'best' and wgan.patience go by looks: set wgan.watch_every"),
         ("data: {image_size: 48}", "data.image_size is 48; the GANs need a power of 2"),
         ("classification: {network: alexnet}", "alexnet needs at least 63"),
         ("classification: {weights: cache}", "vgg8 has no pretrained weights"),

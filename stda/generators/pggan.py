@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from stda.generators.adversarial.training import Training, adam
 from stda.generators.adversarial.wasserstein import Wasserstein
 
 LARGEST = 256
+GROUP = 4  # images over which the critic sees the deviation; batches are whole groups, so real and fake never mix
 
 
 class Phase(NamedTuple):
@@ -32,25 +34,48 @@ class Phase(NamedTuple):
 
     level: int
     fading: bool
-    first_image: int
-    end_image: int
+    images_per_step: int  # real images: batch size times critic updates
+    first_step: int  # steps before the phase
+    end_step: int  # steps up to its end
 
-    def alpha(self, n_images: int) -> float:
-        """Return the share of the new resolution after ``n_images`` real images: 0 to 1 while fading, else 1."""
-        return (n_images - self.first_image) / (self.end_image - self.first_image) if self.fading else 1.0
+    @property
+    def resolution(self) -> int:
+        """Pixels of a side."""
+        return 4 * 2**self.level
+
+    def images(self, step: int) -> int:
+        """Return how many real images the critic has seen in this phase after ``step`` steps of the whole run."""
+        return self.images_per_step * (min(max(step, self.first_step), self.end_step) - self.first_step)
+
+    def alpha(self, step: int) -> float:
+        """Return the share of the new resolution after ``step`` steps: from 0 towards 1 while fading, else 1."""
+        return self.images(step) / self.images(self.end_step) if self.fading else 1.0
 
 
-def schedule(n_images: int, n_levels: int, last_share: float) -> list[Phase]:
-    """Return the phases: stabilise 4 px, then fade in and stabilise each further level.
+def schedule(steps: int, images_per_step: Sequence[int], *, phase_images: int, last_share: float) -> list[Phase]:
+    """Return the phases of a run: stabilise 4 px, then fade in and stabilise each further level.
 
-    The last phase takes ``last_share`` of the images, the others share the rest evenly (the paper gives every phase
-    800,000 and lets the last go on).  Their ends are counted in images, so the batch size does not change them.
+    Phases are counted in real images, and a level takes ``images_per_step[level]`` of them in a step.  Every phase but
+    the last has ``phase_images`` (the paper: 800,000), rounded up to whole steps, and the last goes on to the end of
+    ``steps``.  With ``phase_images`` 0 the last takes ``last_share`` of the run's images, the others share the rest
+    evenly.  Some phases are empty when ``steps`` are few, but never the last.
     """
-    steps = [(0, False), *((level, fading) for level in range(1, n_levels) for fading in (True, False))]
-    n_early = len(steps) - 1
-    early = n_images * (1 - last_share) if n_early else 0.0
-    ends = [round(early * (k + 1) / n_early) for k in range(n_early)] + [n_images]
-    return [Phase(*step, first, end) for step, first, end in zip(steps, [0, *ends], ends, strict=False)]
+    order = [(0, False), *((level, fading) for level in range(1, len(images_per_step)) for fading in (True, False))]
+    early = [images_per_step[level] for level, _ in order[:-1]]
+    if phase_images:
+        ends = list(accumulate(math.ceil(phase_images / n) for n in early))
+        if ends[-1] >= steps:
+            raise BadInput(
+                f"phase_images is {phase_images}, which takes {ends[-1]} steps before the last phase, but steps is "
+                f"{steps}: lower phase_images or raise steps."
+            )
+    else:
+        # steps that each phase takes, up to a factor: its share of the images over the images of one step
+        lengths = [(1 - last_share) / len(early) / n for n in early]
+        total = sum(lengths) + last_share / images_per_step[-1]
+        ends = [min(round(steps * end / total), steps - 1) for end in accumulate(lengths)]
+    limits = pairwise([0, *ends, steps])
+    return [Phase(*what, images_per_step[what[0]], *limit) for what, limit in zip(order, limits, strict=True)]
 
 
 def channels_per_level(size: int, base: int, most: int) -> list[int]:
@@ -134,7 +159,7 @@ class ProgressiveCritic(nn.Module):
         self.from_rgb = nn.ModuleList(EqualConv(3, n, 1) for n in channels)
         # block k leads from level k + 1 to level k
         self.blocks = nn.ModuleList(CriticBlock(b, a) for a, b in pairwise(channels))
-        self.stddev = MinibatchStddev()
+        self.stddev = MinibatchStddev(GROUP)
         self.conv = EqualConv(channels[0] + 1, channels[0], 3)
         self.dense = EqualLinear(channels[0] * 16, channels[0])
         self.score, self.classify = EqualLinear(channels[0], 1, gain=1.0), EqualLinear(channels[0], n_classes, gain=1.0)
@@ -165,21 +190,31 @@ def at_level(images: Tensor, level: int, n_levels: int, alpha: float) -> Tensor:
     return images
 
 
+def set_growth(network: nn.Module, level: int, alpha: float) -> None:
+    """Tell a network where training stands."""
+    network.level.fill_(level)
+    network.alpha.fill_(alpha)
+
+
 @dataclass(kw_only=True, eq=False)
 class ProgressiveGAN(Wasserstein):
     """Progressive GAN with WGAN-GP loss, drift term and a class head on real and fake images.
 
-    ``steps`` times ``batch_size`` real images are shared over the phases (:func:`schedule`).
+    A fit passes through the phases of :func:`schedule`.  The defaults are the paper's but for the length of the phases:
+    ``fit`` is given the number of steps, and by default they are shared over the phases.
     """
 
     name: ClassVar[str] = "pggan"
 
     batch_size: int = 16
+    # images per update at 4 px, 8 px, ... up to the full size; empty: batch_size at all (as the paper up to 128 px)
+    batch_sizes: list[int] = field(default_factory=list)
     max_channels: int = 512
     channel_base: int = 8192  # channels are min(channel_base / 2^stage, max_channels), stage 1 at 4 px
     latent: int = 512
     learning_rate: float = 1e-3
-    last_share: float = 0.4  # of all images, for the last phase (full size, nothing fading)
+    phase_images: int = 0  # real images per phase but the last (paper: 800,000); 0: last_share divides the steps
+    last_share: float = 0.4  # of all images, for the last phase (full size, nothing fading), where phase_images is 0
     drift_weight: float = 1e-3
     # of the critic's cross-entropy on fakes; it rewards a critic that reads any mark the generator leaves, and with a
     # class_weight of 3 the two agreed on one picture per class: 0 keeps the class head honest
@@ -189,6 +224,12 @@ class ProgressiveGAN(Wasserstein):
         super().__post_init__()
         if self.last_share >= 1:
             raise BadInput(f"last_share is {self.last_share}; it must be below 1: the other phases need images too.")
+        for knob, sizes in {"batch_size": [self.batch_size], "batch_sizes": self.batch_sizes}.items():
+            if any(n < GROUP or n % GROUP for n in sizes):
+                raise BadInput(
+                    f"{knob} is {getattr(self, knob)}; make each size a multiple of {GROUP}, the group of images over "
+                    "which the critic sees the deviation."
+                )
 
     @property
     def channels(self) -> list[int]:
@@ -207,25 +248,41 @@ class ProgressiveGAN(Wasserstein):
         """Return Adam as the paper sets it; made anew at each resolution (:meth:`enter`)."""
         return adam(network, self.learning_rate, (0.0, 0.99))
 
-    def enter(self, training: Training) -> None:
-        """Set level and alpha of all networks for this step, with fresh optimisers at a new resolution."""
-        n_levels, done = len(self.channels), (training.step - 1) * self.batch_size
-        phases = schedule(training.steps * self.batch_size, n_levels, self.last_share)
-        phase = next(phase for phase in phases if done < phase.end_image)
-        generator, critic = training.networks["generator"], training.networks["critic"]
-        if phase.level != int(generator.level):
-            for key in ("generator", "critic"):
-                training.optimizers[key] = self.make_optimizer(key, training.networks[key])
-        for network in (generator, critic):
-            network.level.fill_(phase.level)
-            network.alpha.fill_(phase.alpha(done))
+    def batch(self, training: Training) -> int:
+        """Return how many real and how many fake images one update sees at this resolution."""
+        return self.batch_sizes[int(training.networks["critic"].level)] if self.batch_sizes else self.batch_size
+
+    def phases(self, steps: int) -> list[Phase]:
+        """Return the phases of a fit of so many steps; raise BadInput when the knobs do not go together."""
+        n_levels = len(self.channels)
+        sizes = self.batch_sizes or [self.batch_size] * n_levels
+        if len(sizes) != n_levels:
+            raise BadInput(
+                f"batch_sizes has {len(sizes)} entries; images of {self.size} px take {n_levels}, for 4 px and each "
+                f"doubling up to {self.size} px."
+            )
+        per_step = [self.n_critic * n for n in sizes]
+        return schedule(steps, per_step, phase_images=self.phase_images, last_share=self.last_share)
 
     def advance(self, training: Training) -> dict[str, Any]:
-        """Update the critic, then the generator, at the resolution and alpha of this step."""
-        self.enter(training)
-        generator = training.networks["generator"]
-        state = {"resolution": 4 * 2 ** int(generator.level), "alpha": float(generator.alpha)}
+        """Update the critic, then the generator, at the resolution and alpha of this step.
+
+        The record adds ``resolution`` (pixels), ``alpha`` and ``images`` (real images the critic has seen so far).
+        """
+        phases, done = self.phases(training.steps), training.step - 1
+        phase = next(phase for phase in phases if done < phase.end_step)
+        self.enter(training, phase.level, phase.alpha(done))
+        images = sum(each.images(training.step) for each in phases)
+        state = {"resolution": phase.resolution, "alpha": phase.alpha(done), "images": images}
         return state | super().advance(training)
+
+    def enter(self, training: Training, level: int, alpha: float) -> None:
+        """Set level and alpha of generator and critic, with fresh optimisers at a new resolution."""
+        networks = {name: training.networks[name] for name in ("generator", "critic")}
+        if level != int(networks["critic"].level):
+            training.optimizers = {name: self.make_optimizer(name, network) for name, network in networks.items()}
+        for network in networks.values():
+            set_growth(network, level, alpha)
 
     def reals(self, training: Training, n: int) -> tuple[Tensor, Tensor]:
         """Return n real images as they are at this resolution and alpha, and their class indices."""
@@ -240,6 +297,11 @@ class ProgressiveGAN(Wasserstein):
     def opinion(self, training: Training, images: Tensor, labels: Tensor) -> Tensor:
         """Return the critic's scores, which have no unit: only their differences mean something."""
         return super().opinion(training, self.at_level(training, images), labels)
+
+    def full_grown(self, training: Training) -> bool:
+        """Tell whether the last phase has begun: full size, nothing fading."""
+        average = training.networks["average"]
+        return int(average.level) == len(self.channels) - 1 and float(average.alpha) == 1.0
 
     def as_pixels(self, images: Tensor) -> Tensor:
         """Bring images of a lower level, met while training, to the full size by repeating pixels."""

@@ -10,6 +10,7 @@ from stda.measure.collected import (
     verdict_sentence,
 )
 from stda.measure.copying import copying_table, near_copies, nearest_features, nearest_images, nearest_pairs
+from stda.measure.diversity import class_diversity
 from stda.measure.fidelity import fid, fidelity_table, kid, prdc
 from stda.measure.labels import confidence_curve, flip_rate, label_fidelity
 from stda.measure.realism import border_artefacts, ghosting, real_or_synthetic
@@ -21,6 +22,7 @@ __all__ = [
     "Collected",
     "arm_table",
     "border_artefacts",
+    "class_diversity",
     "collect",
     "conclusion",
     "confidence_curve",

@@ -70,7 +70,7 @@ class Checkpoints:
                 f"learning_rate, raise batch_size or set precision to float32.{where}"
             )
         for name, network in finished.items():
-            tensors |= {f"finished.{name}.{key}": plain(value) for key, value in network.state_dict().items()}
+            tensors |= {f"finished.{name}.{key}": plain(value).clone() for key, value in network.state_dict().items()}
         state |= {"fit": self.fit, "finished": list(finished), **facts}
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")

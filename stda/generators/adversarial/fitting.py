@@ -45,9 +45,8 @@ class Fit:
                 continue
             share = self.steps * (number + 1) // len(sets) - self.steps * number // len(sets)
             training = self.start(images, classes, share, image_seeds(seed, number + 1)[number])
-            if saved:
+            if saved and saved.facts["model"] == name:
                 self.go_on(saved, training, name)
-                saved = None
             self.train_one(training, name, images)
 
     def start(self, images: ImageSet, classes: list[str], steps: int, seed: int) -> Training:
@@ -87,7 +86,7 @@ class Fit:
             if gan.grid_every and (training.step % gan.grid_every == 0 or training.step == training.steps):
                 record["grid"] = training.grids[training.step] = gan.grid(average, len(classes))
             if self.store.due(training.step):
-                self.store.write(training, self.models, history=self.history, kept=self.kept)
+                self.keep(training, name)
             if self.callback:
                 self.callback(record)
         self.kept[name] = training.step
@@ -96,6 +95,12 @@ class Fit:
             self.kept[name] = training.best_step
         gan.settle(average, len(classes))
         self.models[name] = average
+        if self.store.folder:
+            self.keep(training, name)
+
+    def keep(self, training: Training, name: str) -> None:
+        """Write the checkpoint."""
+        self.store.write(training, self.models, model=name, history=self.history, kept=self.kept)
 
     @torch.no_grad()
     def look(self, training: Training, images: ImageSet, held_out: ImageSet, classes: list[str]) -> dict[str, float]:
@@ -110,5 +115,6 @@ class Fit:
             gan.settle(average, len(classes))
             made = gan.draw(average, held_out.labels, classes, image_seeds(1, len(held_out)))
             record["kid"] = float(self.watching.judge(held_out, made))
-            remember(training, record["kid"])
+            if gan.full_grown(training):
+                remember(training, record["kid"])
         return record

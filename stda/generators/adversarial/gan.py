@@ -35,7 +35,7 @@ CHOICES = {
     "augment": ("none", "diffaugment", "adaptive"),
     "keep": ("last", "best"),
 }
-MAY_BE_ZERO = ("grid_every", "watch_every", "patience", "truncation")
+MAY_BE_ZERO = ("grid_every", "watch_every", "patience", "truncation", "phase_images", "label_smoothing")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -75,7 +75,8 @@ class Adversarial(Generator):
                 raise BadInput(f"{knob} is '{getattr(self, knob)}'; it must be one of {', '.join(allowed)}.")
         for knob, value in self.knobs().items():
             may_be_zero = knob.endswith("_weight") or knob in MAY_BE_ZERO
-            if isinstance(value, (int, float)) and not (value > 0 or (value == 0 and may_be_zero)):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and not (value > 0 or (value == 0 and may_be_zero)):
                 raise BadInput(f"{knob} is {value}; it must be {'0 or more' if may_be_zero else 'positive'}.")
         self.augmentation()  # refuses an unknown policy
 
@@ -104,6 +105,10 @@ class Adversarial(Generator):
     def split_by_model(self, train: ImageSet) -> dict[str, ImageSet]:
         """Return which images each model is trained on; here one model, called :data:`ALL`, for all classes."""
         return {ALL: train}
+
+    def full_grown(self, training: Training) -> bool:
+        """Tell whether the networks make images of the full size, so that a look may choose these weights."""
+        return True
 
     def as_pixels(self, images: Tensor) -> Tensor:
         """Return a network's output as images of the full size; here it already is."""

@@ -66,8 +66,8 @@ def test_a_broken_off_fit_goes_on_bit_for_bit(case, stop_after, tmp_path):
     pd.testing.assert_frame_equal(history, again, check_exact=True)
     # it did go on, from the last checkpoint, and shows the sample grids of before
     new = [record["step"] for record in seen if "g_loss" in record]
-    assert new[0] == stop_after // 4 * 4 + 1 or case == "dcgan"
-    assert len(new) < STEPS
+    first = 0 if case != "dcgan" or stop_after <= 15 else 15  # 15 steps per model
+    assert new[0] == first + (stop_after - first) // 4 * 4 + 1
     late = {r["step"]: r["grid"] for r in records if "grid" in r and r["model"] == records[-1]["model"]}
     shown = {r["step"]: r["grid"] for r in seen if "grid" in r and r["model"] == records[-1]["model"]}
     assert late.keys() == shown.keys()
@@ -76,7 +76,7 @@ def test_a_broken_off_fit_goes_on_bit_for_bit(case, stop_after, tmp_path):
 
 def test_the_second_break_and_a_break_in_the_second_model(tmp_path):
     whole, history, _ = fit("dcgan", tmp_path / "whole")  # 15 steps per model
-    for stop_after in (9, 21, 25):
+    for stop_after in (9, 17, 25):  # at 17 the last checkpoint is the end of the first model
         with pytest.raises(Killed):
             fit("dcgan", tmp_path / "killed", stop_after=stop_after)
     resumed, again, seen = fit("dcgan", tmp_path / "killed")

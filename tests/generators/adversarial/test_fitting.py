@@ -108,6 +108,17 @@ def test_patience_ends_training():
     assert generator.kept == {"(all)": 4}
 
 
+def test_a_network_that_still_grows_is_neither_kept_nor_stopped():
+    # the judge likes it the less the larger it is: the first look at the full size is the best that counts
+    values = iter(range(100))
+    knobs = {"watch_every": 3, "keep": "best", "patience": 2, "train": discs(size=16), "steps": 60}
+    generator, history = fit("pggan", held_out=discs(size=16, split="val"), judge=lambda r, s: next(values), **knobs)
+    grown = history[(history["resolution"] == 16) & (history["alpha"] == 1) & history["kid"].notna()]
+    assert len(history[history["kid"].notna()]) > len(grown) + 2
+    assert generator.kept == {"(all)": grown["step"].iloc[0]}
+    assert history["step"].iloc[-1] == grown["step"].iloc[2] < 60
+
+
 def test_only_the_validation_fold_is_looked_at():
     for split in ("train", "test", "", "synthetic"):
         with pytest.raises(BadInput, match="watched on the validation fold only"):

@@ -20,6 +20,16 @@ def test_conv_pool_and_up_conv_equal_their_two_steps(size):
     assert torch.allclose(layers.up_conv(x, weight, bias), slow, atol=1e-12)
 
 
+def test_resampling_convolutions_have_second_derivatives():
+    # a gradient penalty goes through conv_pool twice
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    for layer in (layers.conv_pool, layers.up_conv):
+        assert torch.autograd.gradcheck(layer, (x, weight))
+        assert torch.autograd.gradgradcheck(layer, (x, weight))
+
+
 def test_pixel_norm_gives_unit_rms_over_channels():
     for shape in ((3, 7, 4, 4), (3, 7)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 37
