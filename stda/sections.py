@@ -272,11 +272,11 @@ class PgganSection(GanSection):
 
     ratio: float = Ratio
     max_channels: int = Field(24, ge=8, le=512, description="channels of the lowest resolutions (paper: 512)")
-    latent: int = Field(32, ge=2, le=4096, description="length of the latent vector (paper: 512)")
+    latent: int = Field(16, ge=2, le=4096, description="length of the latent vector (paper: 512)")
     steps: int = Field(900, ge=1, description="steps over all resolutions, stabilising and fading")
     batch_size: int = Field(16, ge=4, multiple_of=4, description="images per step; a multiple of 4, the stddev group")
-    learning_rate: float = Field(2e-3, gt=0, lt=1, description="Adam's rate (paper: 1e-3, for far longer runs)")
-    class_weight: float = Field(2.0, gt=0, description="weight of the class loss on real images and of the generator's")
+    learning_rate: float = Field(4e-3, gt=0, lt=1, description="Adam's rate (paper: 1e-3, for far longer runs)")
+    class_weight: float = Field(1.0, gt=0, description="weight of the class loss on real images and of the generator's")
     fake_class_weight: float = Field(0.0, ge=0, description="weight of the critic's class loss on its fakes (paper: 1)")
     sampling: Literal["balanced", "empirical"] = Field("balanced", description="how often each class is drawn")
     channel_base: int = option(8192, ge=8, description="channels are this over 2^stage, stage 1 at 4 px, at most max")
@@ -286,7 +286,7 @@ class PgganSection(GanSection):
     phase_images: int = option(
         0, ge=0, description="real images per fading or stabilising phase (paper: 800,000); 0: by last_share"
     )
-    last_share: float = option(0.4, gt=0, lt=1, description="share of all images for the last phase, at full size")
+    last_share: float = option(0.6, gt=0, lt=1, description="share of all images for the last phase, at full size")
     n_critic: int = option(1, ge=1, le=100, description="critic updates per generator update")
     penalty: Literal["gradient", "r1"] = option(
         "gradient", description="on the critic's slope between real and fake (towards 1), or at real images (towards 0)"
