@@ -316,12 +316,12 @@ def _check_choices(study: studies.Study, classes: list[str]) -> None:
     for key, name in named.items():
         if name and name not in classes:
             raise BadInput(f"{key} is '{name}', but the data has {', '.join(classes)}; choose one of these.")
-    for name in ("dcgan", "wgan"):
-        section, least = getattr(study, name), {"dcgan": "steps", "wgan": "latent"}[name]
-        if name in study.generators and getattr(section, least) <= len(classes):
-            raise BadInput(
-                f"{name}.{least} is {getattr(section, least)}; with {len(classes)} classes it must be larger."
-            )
+    least = {"dcgan": ("steps", len(classes) if study.dcgan.mode == "per-class" else 1)}
+    least["wgan"] = ("latent", len(classes) + 1)
+    for name, (key, fewest) in least.items():
+        given = getattr(getattr(study, name), key)
+        if name in study.generators and given < fewest:
+            raise BadInput(f"{name}.{key} is {given}; with {len(classes)} classes it must be {fewest} or more.")
     if study.results.metric in ("sensitivity", "specificity") and len(classes) != 2:
         raise BadInput(
             f"results.metric is '{study.results.metric}', which needs two classes; the data has {len(classes)}."

@@ -198,7 +198,7 @@ class GanSection(Section):
         50_000, ge=1, description="real images over which augment: adaptive can go from 0 to 1 (paper: 500,000)"
     )
     # quality while training, on the validation fold
-    watch_images: int = option(256, ge=2, description="images per look at the validation fold")
+    watch_images: int = option(256, ge=10, description="images per look at the validation fold")
     keep: Literal["last", "best"] = option(
         "last", description="weights that make images: the last, or those of the smallest KID to validation images"
     )

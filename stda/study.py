@@ -102,6 +102,14 @@ class Study(Section):
         levels, given = size.bit_length() - 2, len(self.pggan.batch_sizes)
         if "pggan" in self.generators and given not in (0, levels):
             raise ValueError(f"pggan.batch_sizes has {given} numbers; from 4 to {size} px there are {levels} sizes")
+        grow, sizes = self.pggan, self.pggan.batch_sizes or [self.pggan.batch_size] * levels
+        early = [*sizes[:1], *(n for n in sizes[1:] for _ in ("fade", "stabilise"))][:-1]
+        before = sum(-(-grow.phase_images // (grow.n_critic * n)) for n in early)
+        if "pggan" in self.generators and before >= grow.steps:
+            raise ValueError(
+                f"pggan.phase_images is {grow.phase_images}, which takes {before} steps before the last phase; "
+                f"pggan.steps is {grow.steps}: raise it, or lower phase_images"
+            )
         if network == "alexnet" and size < 63:
             raise ValueError(f"data.image_size is {size}; alexnet needs at least 63, or choose another network")
         if network == "vgg8" and weights != "none":

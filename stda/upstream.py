@@ -58,6 +58,7 @@ def kid_judge(data_folder: Path, compute: Compute) -> Callable[[ImageSet, ImageS
         scale = float(np.sqrt(np.square(x, dtype=np.float64).mean())) or 1.0
         return measure.kid(x / scale, y / scale, subsets=0)["kid"]
 
+    judge.identity = encoder.provenance["sha256"]
     return judge
 
 

@@ -37,6 +37,11 @@ def write(tmp_path, text, name="mine.yaml"):
         ("- a", "must hold sections"),
         ("wgan: 3", "wgan is 3"),
         ("pggan: {batch_sizes: [16, 8]}", "pggan.batch_sizes has 2 numbers; from 4 to 32 px there are 4 sizes"),
+        (
+            "pggan: {phase_images: 8000}",
+            "phase_images is 8000, which takes 3000 steps before the last phase; pggan.steps",
+        ),
+        ("dcgan: {watch_images: 9}", "dcgan.watch_images is 9"),
         ("wgan: {keep: best, watch_every: 0}", "wgan.keep 'best' and wgan.patience go by looks: set wgan.watch_every"),
         ("data: {image_size: 48}", "data.image_size is 48; the GANs need a power of 2"),
         ("classification: {network: alexnet}", "alexnet needs at least 63"),

@@ -122,6 +122,8 @@ def synthetic_labels(train: ImageSet, ratio: float, *, all_classes: bool = False
     if not ratio > 0:
         raise BadInput(f"ratio is {ratio}; it must be positive: synthetic images per real image of a class.")
     wanted = train.counts().iloc[0 if all_classes else 1 :].sort_index()
+    if not len(wanted):
+        raise BadInput("There is one class only and no rarer one to help: set all_classes to make its images.")
     labels = [label for label, n in wanted.items() for _ in range(round(ratio * n))]
     if not labels:
         raise BadInput(f"ratio {ratio} makes no image of any class (the largest of them has {wanted.max()}): raise it.")

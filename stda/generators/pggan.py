@@ -246,7 +246,7 @@ class ProgressiveGAN(Wasserstein):
 
     def make_optimizer(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
         """Return Adam as the paper sets it; made anew at each resolution (:meth:`enter`)."""
-        return adam(network, self.learning_rate, (0.0, 0.99))
+        return adam(network, self.learning_rate, (0.0, self.second_decay(name, 0.99)))
 
     def batch(self, training: Training) -> int:
         """Return how many real and how many fake images one update sees at this resolution."""

@@ -141,10 +141,5 @@ class WGAN(Wasserstein):
         return WCritic(size=self.size, width=self.width, n_classes=n_classes)
 
     def make_optimizer(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
-        """Return Adam as the paper sets it; with lazy penalties the critic's remembers as many updates more.
-
-        The paper's second decay looks back some ten updates.  Adam would then divide a rare penalty's large gradient by
-        little more than itself: paid every 16 updates, the penalty ended twice as large (0.054 instead of 0.028).
-        """
-        beta2 = 0.9 ** (1 / self.penalty_every) if name == "critic" else 0.9
-        return adam(network, self.learning_rate, (0.0, beta2))
+        """Return Adam as the paper sets it, which lazy penalties change (:meth:`second_decay`)."""
+        return adam(network, self.learning_rate, (0.0, self.second_decay(name, 0.9)))

@@ -32,6 +32,8 @@ def test_synthetic_labels_help_every_class_but_the_largest():
     assert synthetic_labels(train, 1.0, all_classes=True).count(largest) == train.counts().iloc[0]
     with pytest.raises(BadInput, match=r"ratio 0.01 makes no image of any class \(the largest of them has 5\)"):
         synthetic_labels(train, 0.01)
+    with pytest.raises(BadInput, match="one class only and no rarer one to help: set all_classes"):
+        synthetic_labels(train.select(label="a"), 1.0)
     for ratio in (0, -1, float("nan")):
         with pytest.raises(BadInput, match="must be positive"):
             synthetic_labels(train, ratio)

@@ -55,8 +55,11 @@ class Batches:
         found = self.pixels.view(n_images * height, width * 3).index_select(0, lines.flatten())
         return found.view(len(rows), height, width, 3)
 
+    def shares(self, distribution: str) -> Tensor:
+        """Return the share of each class, float64 ``(K,)``: "uniform", or "empirical" as in the data."""
+        counts = torch.ones(len(self.counts)) if distribution == "uniform" else self.counts
+        return counts.double() / counts.sum()
+
     def fake_labels(self, n: int, distribution: str) -> Tensor:
-        """Return n class indices for fake images, "uniform" over classes or "empirical" as in the data."""
-        if distribution == "uniform":
-            return torch.randint(len(self.counts), (n,), generator=self.noise)
-        return torch.multinomial(self.counts.double(), n, replacement=True, generator=self.noise)
+        """Return n class indices for fake images, drawn with the :meth:`shares` of a distribution."""
+        return torch.multinomial(self.shares(distribution), n, replacement=True, generator=self.noise)

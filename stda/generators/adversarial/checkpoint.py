@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stda.generators.adversarial.training import Training, TrainingDiverged
+from stda import BadInput
+from stda.generators.adversarial.training import Training, diverged
 from stda.images import ImageSet
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -24,9 +27,10 @@ MakeOptimizer = Callable[[str, nn.Module], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds: the finished models, the one in training, and plain facts about the fit."""
+    """What a checkpoint holds: finished models, sample grids, the model in training, and facts about the fit."""
 
     finished: dict[str, dict[str, Tensor]]  # per model, the state of its averaged generator
+    grids: dict[int, tuple[str, np.ndarray]]  # step of the fit -> model and picture
     tensors: dict[str, Tensor]  # of the model in training
     facts: dict[str, Any]
 
@@ -41,7 +45,7 @@ class Checkpoints:
     folder: Path | None
     every: int
     fit: str
-    last_step: int = 0  # of the model in training
+    last_step: int = 0  # of the fit, all models counted
 
     @property
     def path(self) -> Path:
@@ -54,29 +58,51 @@ class Checkpoints:
 
     def describe(self) -> str:
         """Return where the last checkpoint is, in words; "" when none was written."""
-        return f"step {self.last_step}, {self.path}" if self.last_step else ""
+        return f"step {self.last_step}: {self.path}" if self.last_step else ""
 
-    def write(self, training: Training, finished: dict[str, nn.Module], **facts: Any) -> None:
-        """Write the model in training, the finished ones and ``facts``; until it is whole the old file stays.
+    def write(
+        self,
+        training: Training,
+        finished: dict[str, nn.Module],
+        grids: dict[int, tuple[str, np.ndarray]],
+        *,
+        history: list[dict[str, Any]],
+        steps: int,
+        **facts: Any,
+    ) -> None:
+        """Write the model in training, the finished ones, grids and facts; until it is whole the old file stays.
 
-        Raises TrainingDiverged instead of keeping weights that are not finite.
+        Raises TrainingDiverged instead of keeping weights that are not finite, and BadInput when it cannot be written.
         """
         tensors, state = pack(training)
         bad = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
         if bad:
-            where = f" The last good checkpoint: {self.describe()}." if self.last_step else ""
-            raise TrainingDiverged(
-                f"{bad[0]} holds numbers that are not finite after step {training.step} of {training.steps}; lower "
-                f"learning_rate, raise batch_size or set precision to float32.{where}"
-            )
-        for name, network in finished.items():
-            tensors |= {f"finished.{name}.{key}": plain(value).clone() for key, value in network.state_dict().items()}
-        state |= {"fit": self.fit, "finished": list(finished), **facts}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"facts": json.dumps(state)})
-        partial.replace(self.path)
-        self.last_step = training.step
+            raise diverged(bad[0], {"step": len(history), "steps": steps}, checkpoint=self.describe())
+        for number, network in enumerate(finished.values()):
+            # cloned: the model in training may just have become a finished one
+            state_dict = network.state_dict().items()
+            tensors |= {f"finished.{number}.{key}": plain(value).clone() for key, value in state_dict}
+        tensors |= {f"grid.{step}": torch.from_numpy(grid) for step, (_, grid) in grids.items()}
+        facts |= {"history": history, "finished": list(finished), "grids": {k: name for k, (name, _) in grids.items()}}
+        # as a tensor: the file's own header holds no more than 100 MB of text
+        text = bytearray(json.dumps({**state, **facts}).encode())
+        self._replace({**tensors, "facts": torch.frombuffer(text, dtype=torch.uint8)})
+        self.last_step = len(history)
+
+    def _replace(self, tensors: dict[str, Tensor]) -> None:
+        """Write the file under another name, then put it in the place of the old one."""
+        partial = self.path.with_suffix(f".partial-{os.getpid()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, metadata={"fit": self.fit})
+            partial.replace(self.path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise BadInput(
+                f"Cannot write the checkpoint {self.path} ({error}): free some disk space, or set STDA_RUNS to a "
+                "folder that can be written."
+            ) from None
 
     def read(self) -> Saved | None:
         """Return the checkpoint of this fit; None when there is none, or one of another fit, or a damaged one."""
@@ -84,22 +110,27 @@ class Checkpoints:
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                if facts["fit"] != self.fit:
+                if file.metadata()["fit"] != self.fit:
                     return None
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is not a mapping)
+            facts = json.loads(tensors.pop("facts").numpy().tobytes())
         except (SafetensorError, KeyError, TypeError, ValueError, OSError):
             return None
-        self.last_step = facts["step"]
-        return Saved({name: split_off(tensors, f"finished.{name}.") for name in facts["finished"]}, tensors, facts)
+        self.last_step = len(facts["history"])
+        finished = {name: split_off(tensors, f"finished.{i}.") for i, name in enumerate(facts["finished"])}
+        grids = {int(step): (name, tensors[f"grid.{step}"].numpy()) for step, name in facts["grids"].items()}
+        return Saved(finished, grids, tensors, facts)
 
 
 def fit_digest(train: ImageSet, held_out: ImageSet | None, **settings: Any) -> str:
-    """Return the SHA-256 of the images and labels a fit sees and of its plain settings."""
+    """Return the SHA-256 of the images and labels a fit sees, of its plain settings, and of the code that fits."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
     for images in (train, held_out):
         if images is not None:
-            digest.update(np.ascontiguousarray(images.images).tobytes() + "\0".join(images.labels).encode())
+            digest.update(np.ascontiguousarray(images.images))
+            digest.update("\0".join(images.labels).encode())
     return digest.hexdigest()
 
 
@@ -113,7 +144,6 @@ def pack(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{name}.{key}.{item}": plain(value) for item, value in state.items()}
     tensors |= {f"best.{key}": plain(value) for key, value in training.best_state.items()}
-    tensors |= {f"grid.{step}": torch.from_numpy(grid) for step, grid in training.grids.items()}
     facts = {
         "step": training.step,
         "optimizers": list(training.optimizers),
@@ -139,7 +169,6 @@ def unpack(saved: Saved, training: Training, make_optimizer: MakeOptimizer) -> N
                 optimizer.state[parameter] = {item: placed(value, parameter) for item, value in state.items()}
     training.augmentation.restore(facts["augmentation"])
     training.best_state = split_off(tensors, "best.")
-    training.grids = {int(step): grid.numpy() for step, grid in split_off(tensors, "grid.").items()}
     for fact in ("step", "best", "best_step", "looks_since_best"):
         setattr(training, fact, facts[fact])
 

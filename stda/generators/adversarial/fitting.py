@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from stda.compute import rng
 from stda.generators.adversarial.batches import Batches
-from stda.generators.adversarial.checkpoint import Checkpoints, Saved, unpack
+from stda.generators.adversarial.checkpoint import Checkpoints, unpack
 from stda.generators.adversarial.training import Training, check_finite, update_average
 from stda.generators.adversarial.watching import Watching, remember, some
 from stda.generators.base import Callback, image_seeds
@@ -32,12 +33,15 @@ class Fit:
     models: dict[str, nn.Module] = field(default_factory=dict)  # averaged generators of the finished models
     kept: dict[str, int] = field(default_factory=dict)  # per model, the step whose weights these are
     history: list[dict[str, Any]] = field(default_factory=list)
+    grids: dict[int, tuple[str, np.ndarray]] = field(default_factory=dict)  # step -> model and sample grid
 
     def run(self, sets: dict[str, ImageSet], seed: int) -> None:
         """Train a model on each set of images, going on where the checkpoint stands."""
         saved = self.store.read()
         if saved:
-            self.history, self.kept = saved.facts["history"], saved.facts["kept"]
+            self.history, self.kept, self.grids = saved.facts["history"], saved.facts["kept"], saved.grids
+        for step, (name, grid) in self.grids.items() if self.callback else ():
+            self.callback({"step": step, "steps": self.steps, "model": name, "grid": grid})
         for number, (name, images) in enumerate(sets.items()):
             classes = self.gan.model_classes(name)
             if saved and name in saved.finished:
@@ -46,7 +50,7 @@ class Fit:
             share = self.steps * (number + 1) // len(sets) - self.steps * number // len(sets)
             training = self.start(images, classes, share, image_seeds(seed, number + 1)[number])
             if saved and saved.facts["model"] == name:
-                self.go_on(saved, training, name)
+                unpack(saved, training, self.gan.make_optimizer)
             self.train_one(training, name, images)
 
     def start(self, images: ImageSet, classes: list[str], steps: int, seed: int) -> Training:
@@ -63,13 +67,6 @@ class Fit:
         batches = Batches(images, classes, sampling=gan.sampling, noise=noise)
         return Training(networks, optimizers, batches, gan.augmentation(), noise, steps)
 
-    def go_on(self, saved: Saved, training: Training, name: str) -> None:
-        """Put the saved state in place and hand its sample grids to the callback again."""
-        unpack(saved, training, self.gan.make_optimizer)
-        done = len(self.history) - training.step
-        for step, grid in training.grids.items() if self.callback else ():
-            self.callback({"step": done + step, "steps": self.steps, "model": name, "grid": grid})
-
     def train_one(self, training: Training, name: str, images: ImageSet) -> None:
         """Train one model to its end; its averaged generator, ready to make images, joins the finished ones."""
         gan, average, classes = self.gan, training.networks["average"], self.gan.model_classes(name)
@@ -84,7 +81,9 @@ class Fit:
                 record |= self.look(training, images, held_out, classes)
             self.history.append({key: value for key, value in record.items() if key != "steps"})
             if gan.grid_every and (training.step % gan.grid_every == 0 or training.step == training.steps):
-                record["grid"] = training.grids[training.step] = gan.grid(average, len(classes))
+                self.settle(training)
+                record["grid"] = gan.grid(average, len(classes))
+                self.grids[record["step"]] = name, record["grid"]
             if self.store.due(training.step):
                 self.keep(training, name)
             if self.callback:
@@ -93,28 +92,47 @@ class Fit:
         if gan.keep == "best" and training.best_state:
             average.load_state_dict(training.best_state)
             self.kept[name] = training.best_step
-        gan.settle(average, len(classes))
+        self.settle(training)
         self.models[name] = average
         if self.store.folder:
             self.keep(training, name)
 
     def keep(self, training: Training, name: str) -> None:
         """Write the checkpoint."""
-        self.store.write(training, self.models, model=name, history=self.history, kept=self.kept)
+        facts = {"model": name, "history": self.history, "kept": self.kept, "steps": self.steps}
+        self.store.write(training, self.models, self.grids, **facts)
+
+    def settle(self, training: Training) -> None:
+        """Give the averaged generator the BatchNorm statistics of its weights."""
+        self.gan.settle(training.networks["average"], training.batches.shares(self.gan.fake_distribution))
 
     @torch.no_grad()
     def look(self, training: Training, images: ImageSet, held_out: ImageSet, classes: list[str]) -> dict[str, float]:
         """Return the critic's mean opinion of train and held-out images, and the judge's of as many synthetic ones."""
         gan, record = self.gan, {}
         for key, real in {"d_train": some(images, len(held_out)), "d_held_out": held_out}.items():
-            x, labels = to_tensor(real.images).to(gan.compute.device), gan.class_indices(real.labels, classes)
-            with gan.compute.autocast():
-                record[key] = gan.opinion(training, x, labels.to(gan.compute.device)).float().mean().item()
+            record[key] = self.mean_opinion(training, real, classes)
         if self.watching.judge:
             average = training.networks["average"]
-            gan.settle(average, len(classes))
+            self.settle(training)
             made = gan.draw(average, held_out.labels, classes, image_seeds(1, len(held_out)))
             record["kid"] = float(self.watching.judge(held_out, made))
             if gan.full_grown(training):
                 remember(training, record["kid"])
         return record
+
+    def mean_opinion(self, training: Training, real: ImageSet, classes: list[str]) -> float:
+        """Return the critic's mean opinion of images, asked in batches as it meets them in training.
+
+        Images beyond the last whole batch are left out, for statistics of a batch (BatchNorm, minibatch stddev) depend
+        on its size; fewer than one batch are one, cut to groups of four.
+        """
+        gan, n = self.gan, min(self.gan.batch_size, len(real) // 4 * 4 or len(real))
+        scores = []
+        for first in range(0, len(real) - n + 1, n):
+            part = real.select(slice(first, first + n))
+            x, labels = to_tensor(part.images), gan.class_indices(part.labels, classes)
+            with gan.compute.autocast():
+                found = gan.opinion(training, x.to(gan.compute.device), labels.to(gan.compute.device))
+            scores.append(found.float())
+        return torch.cat(scores).mean().item()

@@ -35,7 +35,7 @@ CHOICES = {
     "augment": ("none", "diffaugment", "adaptive"),
     "keep": ("last", "best"),
 }
-MAY_BE_ZERO = ("grid_every", "watch_every", "patience", "truncation", "phase_images", "label_smoothing")
+MAY_BE_ZERO = ("beta1", "grid_every", "watch_every", "patience", "truncation", "phase_images", "label_smoothing")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -149,7 +149,8 @@ class Adversarial(Generator):
         if (self.keep == "best" or self.patience) and not (self.watch_every and judge and held_out is not None):
             raise BadInput("keep='best' and patience go by looks: set watch_every, and give held_out and judge.")
         settings = {"name": self.name, "knobs": self.knobs(), "steps": steps, "seed": seed}
-        settings |= {"precision": self.compute.precision, "threads": self.compute.threads, "torch": torch.__version__}
+        machine = {key: value for key, value in self.compute.describe().items() if key != "peak_gpu_mb"}
+        settings |= {"machine": machine, "torch": torch.__version__, "judge": getattr(judge, "identity", "")}
         digest = fit_digest(train, held_out, **settings) if checkpoints else ""
         self.models, self.kept = {}, {}  # a fit that fails leaves no older models behind
         fit = Fit(self, steps, callback, watching, Checkpoints(checkpoints, self.checkpoint_every, digest))
@@ -162,11 +163,16 @@ class Adversarial(Generator):
         policy = tuple(self.augment_policy)
         return Augmentation(self.augment, policy, target=self.augment_target, images_to_full=self.augment_images)
 
+    @property
+    def fake_distribution(self) -> str:
+        """How the classes of fakes are drawn in training, "uniform" or "empirical"."""
+        matched = {"balanced": "uniform", "empirical": "empirical"}[self.sampling]
+        return matched if self.fake_labels == "matched" else self.fake_labels
+
     def fakes(self, training: Training, n: int) -> tuple[Tensor, Tensor]:
         """Return n random latents and class indices for training, on the device."""
         z = torch.randn(n, self.latent, generator=training.noise)
-        matched = {"balanced": "uniform", "empirical": "empirical"}[self.sampling]
-        labels = training.batches.fake_labels(n, matched if self.fake_labels == "matched" else self.fake_labels)
+        labels = training.batches.fake_labels(n, self.fake_distribution)
         return z.to(self.compute.device), labels.to(self.compute.device)
 
     def reals(self, training: Training, n: int) -> tuple[Tensor, Tensor]:
@@ -178,12 +184,13 @@ class Adversarial(Generator):
         """Return images as the critic sees them, which is as they are unless ``augment`` says otherwise."""
         return images if self.augment == "none" else training.augmentation(images.float(), training.noise)
 
-    def settle(self, network: nn.Module, n_classes: int) -> None:
-        """Measure BatchNorm statistics of the averaged weights, on fixed latents and evenly mixed classes."""
+    def settle(self, network: nn.Module, shares: Tensor) -> None:
+        """Measure BatchNorm statistics of the averaged weights, on fixed latents with the classes of training."""
 
         def inputs(i: int) -> tuple[Tensor, Tensor]:
-            z = torch.randn(RENDER_BATCH, self.latent, generator=rng(i))
-            labels = torch.arange(RENDER_BATCH).add(i * RENDER_BATCH) % n_classes
+            noise = rng(i)
+            z = torch.randn(RENDER_BATCH, self.latent, generator=noise)
+            labels = torch.multinomial(shares, RENDER_BATCH, replacement=True, generator=noise)
             return z.to(self.compute.device), labels.to(self.compute.device)
 
         measure_batch_norm(network, inputs)
@@ -206,7 +213,6 @@ class Adversarial(Generator):
 
     def grid(self, network: nn.Module, n_classes: int) -> np.ndarray:
         """Return a picture of the averaged generator's state: a row per class, always the same latents."""
-        self.settle(network, n_classes)
         seeds = image_seeds(0, GRID_COLUMNS) * n_classes  # a column is one latent in every class
         labels = torch.arange(n_classes).repeat_interleave(GRID_COLUMNS)
         pixels = self.render(network, latents(seeds, self.latent, truncation=self.truncation), labels)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +33,6 @@ class Training:
     noise: torch.Generator
     steps: int
     step: int = 0
-    grids: dict[int, np.ndarray] = field(default_factory=dict)  # sample grids by step
     # of the quality on held-out images: the best value, its step, the averaged weights then, looks since
     best: float = math.inf
     best_step: int = 0
@@ -108,12 +106,17 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module) -
     return norm
 
 
+def diverged(what: str, record: dict[str, Any], *, checkpoint: str = "") -> TrainingDiverged:
+    """Return the error that names the step, the remedy, and (``checkpoint``) where the last good state is."""
+    where = f" The last good checkpoint, of unchanged parameters, is of {checkpoint}." if checkpoint else ""
+    return TrainingDiverged(
+        f"{what} became non-finite at step {record['step']} of {record['steps']}; lower learning_rate, raise "
+        f"batch_size or set precision to float32.{where}"
+    )
+
+
 def check_finite(record: dict[str, Any], name: str, *, checkpoint: str = "") -> None:
-    """Raise TrainingDiverged when a number of the record is not finite; ``checkpoint`` tells where the last one is."""
+    """Raise TrainingDiverged when a number of the record is not finite."""
     bad = [key for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
     if bad:
-        where = f" The last good checkpoint: {checkpoint}." if checkpoint else ""
-        raise TrainingDiverged(
-            f"{name}: {', '.join(bad)} became non-finite at step {record['step']} of {record['steps']}; lower "
-            f"learning_rate, raise batch_size or set precision to float32.{where}"
-        )
+        raise diverged(f"{name}: {', '.join(bad)}", record, checkpoint=checkpoint)

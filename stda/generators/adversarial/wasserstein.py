@@ -38,6 +38,15 @@ class Wasserstein(Adversarial):
         if self.penalty not in PENALTIES:
             raise BadInput(f"penalty is '{self.penalty}'; it must be one of {', '.join(PENALTIES)}.")
 
+    def second_decay(self, name: str, eager: float) -> float:
+        """Return Adam's second decay of a network: with lazy penalties the critic's looks back as many times further.
+
+        Adam would otherwise divide a rare penalty's large gradient by little more than itself: with the WGAN's 0.9 and
+        a penalty every 16 updates, the penalty ended twice as large (0.054 instead of 0.028).  Karras et al. 2020
+        correct the rate and both decays by k / (k + 1), for their 0.99; here the rate stays *(departure)*.
+        """
+        return eager ** (1 / self.penalty_every) if name == "critic" else eager
+
     def batch(self, training: Training) -> int:
         """Return how many real and how many fake images one update sees."""
         return self.batch_size

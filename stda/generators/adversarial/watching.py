@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from stda import BadInput
 from stda.generators.adversarial.training import Training
 from stda.images import ImageSet
 
-# (held-out real images, synthetic ones with the same labels) -> a distance, the smaller the better; nan: cannot tell
+# (held-out real images, synthetic ones with the same labels) -> a distance, the smaller the better; nan: cannot tell.
+# Its attribute "identity" (str, optional) tells judges apart: a fit that is resumed is judged by the same one
 Judge = Callable[[ImageSet, ImageSet], float]
 
 
@@ -54,13 +56,15 @@ class Watching:
 
 
 def some(images: ImageSet, n: int) -> ImageSet:
-    """Return at most n of the images, always the same ones."""
-    return images.select(np.sort(np.random.default_rng(0).permutation(len(images))[:n]))
+    """Return at most n of the images in random order, always the same ones."""
+    return images.select(np.random.default_rng(0).permutation(len(images))[:n])
 
 
 def remember(training: Training, value: float) -> None:
     """Note the quality of the averaged weights as they are now, and keep a copy of the best."""
-    if value < training.best:  # false for nan: a look that cannot tell changes nothing
+    if math.isnan(value):  # a look that cannot tell changes nothing
+        return
+    if value < training.best:
         state = training.networks["average"].state_dict()
         training.best_state = {key: tensor.detach().clone() for key, tensor in state.items()}
         training.best, training.best_step, training.looks_since_best = value, training.step, 0

@@ -61,7 +61,7 @@ def test_the_critic_s_opinion_is_of_the_images_themselves():
     # a critic whose score is the mean grey level tells the mean of what it is shown
     generator = generators.create("wgan", compute=CPU, watch_every=1, **TINY["wgan"])
     generator.opinion = lambda training, images, labels: images.mean(dim=(1, 2, 3))
-    train, val = discs(counts={"dark": 3, "light": 2}), discs(counts={"dark": 1, "light": 4}, split="val")
+    train, val = discs(counts={"dark": 3, "light": 1}), discs(counts={"dark": 1, "light": 3}, split="val")
     history = generator.fit(train, steps=1, seed=0, held_out=val)
     assert history["d_train"].iloc[0] == pytest.approx(train.as_tensor().mean().item(), abs=1e-6)
     assert history["d_held_out"].iloc[0] == pytest.approx(val.as_tensor().mean().item(), abs=1e-6)
@@ -73,30 +73,43 @@ def test_the_best_weights_are_kept_where_asked():
     shots = []
 
     def judge(real, synthetic):
-        shots.append(synthetic.images)
+        shots.append(synthetic)
         return next(values)
 
     generator, history = fit(held_out=VAL, judge=judge, watch_every=2, steps=10, keep="best")
     assert generator.kept == {"(all)": 4}
     assert history["kid"].dropna().tolist() == [5.0, 2.0, 3.0, 2.0]
-    again = generator.draw(generator.models["(all)"], VAL.labels, generator.classes, seeds_of(shots[1], generator))
-    assert np.array_equal(again.images, shots[1])
-    assert not np.array_equal(again.images, shots[4])
+    again = generator.regenerate(shots[1].table)
+    assert np.array_equal(again, shots[1].images)
+    assert not np.array_equal(again, shots[4].images)
 
     values = iter([5.0, 2.0, math.nan, 3.0, 2.0])
     last, _ = fit(held_out=VAL, judge=judge, watch_every=2, steps=10)
     assert last.kept == {"(all)": 10}
 
 
-def seeds_of(images, generator):
-    from stda.generators.base import image_seeds
-
-    return image_seeds(1, len(images))
-
-
 def test_a_judge_that_never_can_tell_keeps_the_last():
     generator, _ = fit(held_out=VAL, judge=lambda real, synthetic: math.nan, watch_every=5, keep="best")
     assert generator.kept == {"(all)": 12}
+
+
+def test_patience_waits_for_looks_that_can_tell():
+    _, history = fit(held_out=VAL, judge=lambda r, s: math.nan, watch_every=2, patience=2, steps=20)
+    assert len(history) == 20
+
+
+def test_a_look_asks_in_the_batches_of_training():
+    sizes = []
+    generator = generators.create("pggan", compute=CPU, watch_every=1, **(TINY["pggan"] | {"batch_size": 8}))
+    opinion = generator.opinion
+    generator.opinion = lambda training, x, labels: sizes.append(len(x)) or opinion(training, x, labels)
+    generator.fit(
+        discs(counts={"dark": 30, "light": 9}), steps=1, seed=0, held_out=discs(counts={"dark": 21}, split="val")
+    )
+    assert sizes == [8, 8, 8, 8]  # of 21 images each, whole batches
+    sizes.clear()
+    generator.fit(discs(), steps=1, seed=0, held_out=discs(counts={"dark": 7}, split="val"))
+    assert sizes == [4, 4]  # whole groups of the minibatch deviation
 
 
 def test_patience_ends_training():
