@@ -56,7 +56,9 @@ class Adversarial(Generator):
     augment_policy: list[str] = field(default_factory=lambda: ["color", "translation", "cutout"])
     augment_target: float = 0.6  # of the overfitting signal, for "adaptive"
     augment_images: int = 50_000  # real images over which "adaptive" can go from 0 to 1 (paper: 500,000, for long runs)
-    truncation: float = 0.0  # latents are cut off at this many standard deviations when images are made; 0: nowhere
+    # latents are cut off at this many standard deviations when images are made; 0: nowhere.  A progressive GAN brings
+    # latents to one length first, so there it changes little
+    truncation: float = 0.0
     grid_every: int = 250  # steps between sample grids handed to the callback; 0: none
     watch_every: int = 0  # steps between looks at held-out images; 0: none
     watch_images: int = 256  # images per look
