@@ -8,18 +8,15 @@ The last line is one JSON object of the ratios.
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from gan_plain import Plain, begin, gaps, note_batch
 from PIL import Image
-from torch import nn
+from timing import Row, alternate, convolution_rate, print_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import flop_registry
@@ -34,7 +31,6 @@ from stda.images import ImageSet
 
 SIZE = 64  # px
 THREADS = 2
-REPEATS = 7  # timings, of which the median is taken
 LAZY = 16  # critic steps per R1 penalty
 KNOBS = {
     "dcgan": {"mode": "per-class", "width": 64, "batch_size": 64},
@@ -50,52 +46,11 @@ DRAWS = 200  # about as long as the loader takes for all files: a few draws woul
 FILE_SIZES = {"input pipeline, files of 600x450 px": (600, 450), "input pipeline, files of 64x64 px": (64, 64)}
 
 
-@dataclass
-class Row:
-    """A line of the table: seconds of the reference and ours (medians), and the seconds that arithmetic alone takes."""
-
-    what: str
-    reference: float
-    ours: float
-    limit: float | None = None
-
-    @property
-    def ratio(self) -> float:
-        return self.reference / self.ours
-
-    def cells(self) -> list[str]:
-        share = "" if self.limit is None else f"{self.limit / self.ours:.0%}"
-        return [self.what, *(f"{seconds * 1e3:.2f} ms" for seconds in (self.reference, self.ours)),
-                f"{self.ratio:.2f}", share]  # fmt: skip
-
-
-def alternate(*tasks: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-    """Return the median seconds of tasks that are run in turn, A B A B ..., after one run each to warm up."""
-    seconds: list[list[float]] = [[] for _ in tasks]
-    for repeat in range(repeats + 1):
-        for task, found in zip(tasks, seconds, strict=True):
-            start = time.perf_counter()
-            task()
-            if repeat:
-                found.append(time.perf_counter() - start)
-    return [statistics.median(found) for found in seconds]
-
-
 def phantoms(n: int) -> ImageSet:
     """Return n drawn lesions."""
     table = data.describe("phantom", n_images=n, seed=0).assign(split="train")
     pictures = data.pictures("phantom", "", table["image_id"].tolist(), size=SIZE, n_images=n, seed=0)
     return ImageSet(pictures, table)
-
-
-def convolution_rate(compute: Compute) -> float:
-    """Return FLOP/s of a usual convolution, 128 channels at 32 px in a batch of 32, in the precision of ours."""
-    place = {"device": compute.device, "dtype": torch.bfloat16 if compute.precision == "bf16" else torch.float32}
-    layer = nn.Conv2d(128, 128, 3, padding=1, **place).to(memory_format=torch.channels_last)
-    x = torch.randn(32, 128, 32, 32, **place).to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        (seconds,) = alternate(lambda: layer(x), repeats=21)
-    return 2 * 9 * 128**2 * 32**2 * 32 / seconds
 
 
 class CountFlops(TorchDispatchMode):
@@ -206,20 +161,12 @@ def pipelines(train: ImageSet) -> list[Row]:
     return rows
 
 
-def print_table(rows: list[Row]) -> None:
-    """Print the rows with aligned columns."""
-    table = [["what", "reference", "ours", "ratio", "share of the limit"], *(row.cells() for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
 def main() -> None:
     """Measure, print the table, and the ratios as the last line."""
     compute = setup(threads=THREADS)
     facts = ", ".join(f"{key} {value}" for key, value in compute.describe().items())
     print(f"GANs at {SIZE} px; {facts}")
-    train, rate = phantoms(N_IMAGES), convolution_rate(compute)
+    train, rate = phantoms(N_IMAGES), convolution_rate(compute, channels=128, side=32, batch=32)
     dcgan = whole_step("dcgan", compute, train, rate)
     critic, lazy = critic_steps(compute, train, rate)
     pggan = whole_step("pggan", compute, train, rate)

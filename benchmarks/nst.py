@@ -17,6 +17,7 @@ from itertools import count
 
 import numpy as np
 import torch
+from timing import Row, alternate, convolution_rate, print_table
 from torch import nn
 from torch.nn import functional
 from torchvision.models import vgg19
@@ -32,27 +33,10 @@ from stda.generators.style.minimise import minimise, minimise_coarse_to_fine
 SIZE = 224  # px
 THREADS = 2
 EVALUATIONS = 40  # of the loss, for one image
+USUAL = {"channels": 256, "side": 56, "batch": 1}  # VGG19's most usual convolution
 N_PICTURES = 8  # by the feed-forward network, per timing
 LIKE_FLOAT32, LIKE_BF16 = 1e-4, 0.02  # how far our losses may be from the reference's, relatively
 SAME_WAY_FLOAT32, SAME_WAY_BF16 = 0.9999, 0.97  # least cosine between our gradient and the reference's
-
-
-@dataclass
-class Row:
-    """A line of the table: seconds of the reference and ours (medians), and the seconds that arithmetic alone takes."""
-
-    what: str
-    reference: float
-    ours: float
-    limit: float | None = None
-
-    @property
-    def ratio(self) -> float:
-        return self.reference / self.ours
-
-    def cells(self) -> list[str]:
-        share = "" if self.limit is None else f"{self.limit / self.ours:.0%}"
-        return [self.what, f"{self.reference:.3f} s", f"{self.ours:.3f} s", f"{self.ratio:.2f}", share]
 
 
 @dataclass
@@ -157,32 +141,6 @@ def make_case(compute: Compute) -> Case:
     return Case(encoder, content, style, Recipe(), compute, scales)
 
 
-def alternate(*tasks: Callable[[], object], repeats: int = 7) -> list[float]:
-    """Return the median seconds of tasks that are run in turn, A B A B ..., after one run each to warm up."""
-    seconds: list[list[float]] = [[] for _ in tasks]
-    for repeat in range(repeats + 1):
-        for task, found in zip(tasks, seconds, strict=True):
-            start = time.perf_counter()
-            task()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:
-                found.append(time.perf_counter() - start)
-    return [statistics.median(found) for found in seconds]
-
-
-def convolution_rate(case: Case) -> float:
-    """Return FLOP/s of VGG19's most usual convolution, 256 channels at 56 px, in the precision of ours."""
-    dtype = torch.bfloat16 if case.compute.precision == "bf16" else torch.float32
-    channels, side = 256, 56
-    place = {"device": case.compute.device, "dtype": dtype}
-    layer = nn.Conv2d(channels, channels, 3, padding=1, **place).to(memory_format=torch.channels_last)
-    x = torch.randn(1, channels, side, side, **place).to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        (seconds,) = alternate(lambda: layer(x), repeats=21)
-    return 2 * 9 * channels**2 * side**2 / seconds
-
-
 def convolution_flops(layers: Iterable[nn.Module], side: int = SIZE) -> Iterator[int]:
     """Yield the forward FLOPs of each convolution of a chain of layers that begins at ``side`` px."""
     for layer in layers:
@@ -227,7 +185,7 @@ def per_evaluation(case: Case) -> Row:
     check_equal(tutorial.losses, ours, x, LIKE_BF16, SAME_WAY_BF16)
     seconds = alternate(lambda: gradient(tutorial.losses, x), lambda: gradient(ours, x))
     there_and_back = 2 * sum(convolution_flops(engine.trunk.chain))  # the gradient for x takes as many
-    return Row("one loss evaluation", *seconds, there_and_back / convolution_rate(case))
+    return Row("one loss evaluation", *seconds, there_and_back / convolution_rate(case.compute, **USUAL))
 
 
 def tutorial_loop(case: Case, tutorial: Tutorial) -> torch.Tensor:
@@ -359,7 +317,7 @@ def feedforward(case: Case) -> Row:
     slow, fast = alternate(optimise, transfer, repeats=3)
     flops = sum(convolution_flops(network.trunk.chain[: network.depth]))
     flops += sum(convolution_flops(network.decoder, SIZE // network.stride))
-    return Row("one picture, feed-forward", slow, fast / N_PICTURES, flops / convolution_rate(case))
+    return Row("one picture, feed-forward", slow, fast / N_PICTURES, flops / convolution_rate(case.compute, **USUAL))
 
 
 MEASURES = {"per_evaluation": per_evaluation, "to_equal_loss": to_equal_loss, "feedforward": feedforward}
@@ -371,11 +329,7 @@ def main() -> None:
     facts = ", ".join(f"{key} {value}" for key, value in case.compute.describe().items())
     print(f"Style transfer at {SIZE} px, VGG19 geometry with random weights; {facts}")
     rows = {name: measure(case) for name, measure in MEASURES.items()}
-    header = ["what", "reference", "ours", "ratio", "share of the limit"]
-    table = [header, *(row.cells() for row in rows.values())]
-    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print_table(list(rows.values()))
     ours, limit = (1 / EVALUATIONS / seconds for seconds in (rows["per_evaluation"].ours, rows["per_evaluation"].limit))
     print(f"At {EVALUATIONS} evaluations: {ours:.2f} images per second; {limit:.2f} if there were only convolutions.")
     print(f"Feed-forward: {1 / rows['feedforward'].ours:.1f} images per second.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +20,7 @@ from stda.generators.adversarial.gan import Adversarial
 from stda.generators.adversarial.layers import n_doublings, one_hot
 from stda.generators.adversarial.rejection import opinions, until_seen
 from stda.generators.adversarial.training import Training, adam, frozen, update
-from stda.generators.base import Callback, image_seeds, read_settings, synthetic_table, write_settings
+from stda.generators.base import Callback, read_settings, write_settings
 from stda.images import ImageSet
 
 if TYPE_CHECKING:
@@ -248,12 +247,8 @@ class DCGAN(Adversarial):
             raise BadInput("mode 'unconditional' knows no classes, so there is no way from one to another.")
         return super().class_walk(start, end, seed=seed, n=n)
 
-    def generate(self, labels: Sequence[str], *, seed: int) -> ImageSet:
-        """Return one synthetic image per asked label; in mode "unconditional" one that is seen as it (:meth:`make`)."""
-        return self.make(synthetic_table(self.name, labels, image_seeds(seed, len(labels))))
-
     def make(self, rows: pd.DataFrame) -> ImageSet:
-        """Return the images of planned rows.
+        """Return the images of rows that :meth:`generate` or :meth:`plan` made.
 
         Mode "unconditional" draws until the labeller sees the asked class; the label is then what it sees, and the
         columns are those of :func:`until_seen`.

@@ -34,12 +34,14 @@ class Fit:
     kept: dict[str, int] = field(default_factory=dict)  # per model, the step whose weights these are
     history: list[dict[str, Any]] = field(default_factory=list)
     grids: dict[int, tuple[str, np.ndarray]] = field(default_factory=dict)  # step -> model and sample grid
+    resumed_at: int = 0  # step of the checkpoint that the fit goes on from
 
     def run(self, sets: dict[str, ImageSet], seed: int) -> None:
         """Train a model on each set of images, going on where the checkpoint stands."""
         saved = self.store.read()
         if saved:
             self.history, self.kept, self.grids = saved.facts["history"], saved.facts["kept"], saved.grids
+            self.resumed_at = len(self.history)
         for step, (name, grid) in self.grids.items() if self.callback else ():
             self.callback({"step": step, "steps": self.steps, "model": name, "grid": grid})
         for number, (name, images) in enumerate(sets.items()):

@@ -70,6 +70,7 @@ class Adversarial(Generator):
     size: int = field(init=False, default=0)
     models: dict[str, nn.Module] = field(init=False, default_factory=dict)
     kept: dict[str, int] = field(init=False, default_factory=dict)  # per model, the step whose weights were kept
+    resumed_at: int = field(init=False, default=0)  # step of the checkpoint that the fit went on from; 0: it had none
 
     def __post_init__(self) -> None:
         for knob, allowed in CHOICES.items():
@@ -157,7 +158,7 @@ class Adversarial(Generator):
         self.models, self.kept = {}, {}  # a fit that fails leaves no older models behind
         fit = Fit(self, steps, callback, watching, Checkpoints(checkpoints, self.checkpoint_every, digest))
         fit.run(sets, seed)
-        self.models, self.kept = fit.models, fit.kept
+        self.models, self.kept, self.resumed_at = fit.models, fit.kept, fit.resumed_at
         return pd.DataFrame(fit.history)
 
     def augmentation(self) -> Augmentation:
@@ -262,8 +263,7 @@ class Adversarial(Generator):
 
     def generate(self, labels: Sequence[str], *, seed: int) -> ImageSet:
         """Return one synthetic image per asked label."""
-        seeds = image_seeds(seed, len(labels))
-        return ImageSet(self.images_for(labels, seeds), synthetic_table(self.name, labels, seeds))
+        return self.make(synthetic_table(self.name, labels, image_seeds(seed, len(labels))))
 
     def regenerate(self, rows: pd.DataFrame) -> np.ndarray:
         """Return the pixels of rows that :meth:`generate` wrote, bit for bit on the same machine and threads.

@@ -68,6 +68,7 @@ def test_a_broken_off_fit_goes_on_bit_for_bit(case, stop_after, tmp_path):
     new = [record["step"] for record in seen if "g_loss" in record]
     first = 0 if case != "dcgan" or stop_after <= 15 else 15  # 15 steps per model
     assert new[0] == first + (stop_after - first) // 4 * 4 + 1
+    assert (whole.resumed_at, resumed.resumed_at) == (0, new[0] - 1)
     assert_same_grids(records, seen)
 
 
