@@ -24,7 +24,7 @@ from torchvision.models import vgg19
 
 from stda import data
 from stda.compute import Compute, setup
-from stda.encoders import Encoder, _layer_ends
+from stda.encoders import Encoder, layer_ends
 from stda.generators.style.adain import EPSILON, FeedForward
 from stda.generators.style.decoder import UpConv
 from stda.generators.style.engine import Engine, Recipe
@@ -133,7 +133,7 @@ def make_case(compute: Compute) -> Case:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
     provenance = {"name": "vgg19", "source": "random, for timing", "sha256": "", "normalisation": "imagenet"}
-    encoder = Encoder("vgg19", trunk, _layer_ends("vgg19", trunk), provenance, SIZE).to(compute.device)
+    encoder = Encoder("vgg19", trunk, layer_ends("vgg19", trunk), provenance, SIZE).to(compute.device)
     table = data.describe("phantom", n_images=100, seed=0)
     pair = [table.loc[table["label"] == label, "image_id"].iloc[0] for label in ("NV", "MEL")]  # benign, malignant
     content, style = data.pictures("phantom", "", pair, size=SIZE, n_images=100, seed=0)

@@ -70,12 +70,12 @@ def test_vgg_layer_names_are_the_positions_after_the_activation():
     with torch.device("meta"):
         vgg16, vgg19 = (torchvision.models.get_model(name, weights=None).features for name in ("vgg16", "vgg19"))
     # positions as tabulated in public style transfer code for torchvision's VGG (convolution + 1 for its ReLU)
-    assert [E._layer_ends("vgg19", vgg19)[f"conv{b}_1"] for b in range(1, 6)] == [1, 6, 11, 20, 29]
-    assert E._layer_ends("vgg19", vgg19)["conv4_2"] == 22
-    assert E._layer_ends("vgg16", vgg16)["conv5_2"] == 27
+    assert [E.layer_ends("vgg19", vgg19)[f"conv{b}_1"] for b in range(1, 6)] == [1, 6, 11, 20, 29]
+    assert E.layer_ends("vgg19", vgg19)["conv4_2"] == 22
+    assert E.layer_ends("vgg16", vgg16)["conv5_2"] == 27
     for name, trunk in (("vgg16", vgg16), ("vgg19", vgg19)):
         style, content = E.LAYERS[name]
-        assert {*style, content} <= set(E._layer_ends(name, trunk))
+        assert {*style, content} <= set(E.layer_ends(name, trunk))
 
 
 def test_layers_above_the_deepest_one_are_not_run(trained):

@@ -1,0 +1,38 @@
+"""Frozen feature networks: ImageNet networks of torchvision, or one trained on the train fold ("in-domain").
+
+Style transfer reads single layers of them, the fidelity measures their pooled features.  Weights come from a file, from
+torchvision's cache or from the train fold; they are never downloaded and never random, and every encoder says where
+its weights came from (``provenance``), which goes into the manifests.
+"""
+
+from stda.encoders.base import IN_DOMAIN, LAYERS, MIN_FEATURE_SIZE, NORMALISATIONS, Encoder, encode, merge_batch_norm
+from stda.encoders.in_domain import InDomain, in_domain_network, load_in_domain, save_in_domain, train_in_domain
+from stda.encoders.pretrained import (
+    HALF_NORMALISED,
+    NETWORKS,
+    cached_weights,
+    layer_ends,
+    load_encoder,
+    missing_weights,
+)
+
+__all__ = [
+    "HALF_NORMALISED",
+    "IN_DOMAIN",
+    "LAYERS",
+    "MIN_FEATURE_SIZE",
+    "NETWORKS",
+    "NORMALISATIONS",
+    "Encoder",
+    "InDomain",
+    "cached_weights",
+    "encode",
+    "in_domain_network",
+    "layer_ends",
+    "load_encoder",
+    "load_in_domain",
+    "merge_batch_norm",
+    "missing_weights",
+    "save_in_domain",
+    "train_in_domain",
+]
