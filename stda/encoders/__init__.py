@@ -5,7 +5,16 @@ torchvision's cache or from the train fold; they are never downloaded and never 
 its weights came from (``provenance``), which goes into the manifests.
 """
 
-from stda.encoders.base import IN_DOMAIN, LAYERS, MIN_FEATURE_SIZE, NORMALISATIONS, Encoder, encode, merge_batch_norm
+from stda.encoders.base import (
+    IN_DOMAIN,
+    LAYERS,
+    MIN_FEATURE_SIZE,
+    NORMALISATIONS,
+    Encoder,
+    activations,
+    encode,
+    merge_batch_norm,
+)
 from stda.encoders.in_domain import InDomain, in_domain_network, load_in_domain, save_in_domain, train_in_domain
 from stda.encoders.pretrained import (
     HALF_NORMALISED,
@@ -25,6 +34,7 @@ __all__ = [
     "NORMALISATIONS",
     "Encoder",
     "InDomain",
+    "activations",
     "cached_weights",
     "encode",
     "in_domain_network",

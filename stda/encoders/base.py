@@ -82,14 +82,18 @@ class Encoder(nn.Module):
         return found
 
     @torch.no_grad()
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the deepest activations averaged over positions, float32 ``(N, D)``.
+    def activations(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the deepest activations ``(N, D, h, w)``.
 
         Images smaller than ``min_size`` are enlarged to it first (bilinear): ImageNet networks see nothing at 32 px.
         """
         if x.shape[-1] < self.min_size:
             x = functional.interpolate(x, size=(self.min_size, self.min_size), mode="bilinear", align_corners=False)
-        return self.trunk(x * self.gain + self.bias).mean(dim=(2, 3)).to(torch.float32)
+        return self.trunk(x * self.gain + self.bias)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the :meth:`activations` averaged over positions, float32 ``(N, D)``."""
+        return self.activations(x).mean(dim=(2, 3)).to(torch.float32)
 
 
 def encode(encoder: Encoder, images: np.ndarray, *, compute: Compute, batch_size: int = 128) -> np.ndarray:
@@ -100,6 +104,19 @@ def encode(encoder: Encoder, images: np.ndarray, *, compute: Compute, batch_size
         for start in range(0, len(images), batch_size)
     ]
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+
+def activations(encoder: Encoder, images: np.ndarray, *, compute: Compute, batch_size: int = 128) -> np.ndarray:
+    """Return the deepest activations of uint8 ``(N, H, W, 3)`` images, N > 0, float32 ``(N, D, h, w)``.
+
+    Their averages over positions are what :func:`encode` returns.  Many numbers: meant for some hundred images.
+    """
+    encoder.to(compute.device)
+    parts = [
+        encoder.activations(to_tensor(images[start : start + batch_size]).to(compute.device)).float().cpu().numpy()
+        for start in range(0, len(images), batch_size)
+    ]
+    return np.concatenate(parts)
 
 
 def merge_batch_norm(module: nn.Module) -> nn.Module:

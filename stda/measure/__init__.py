@@ -16,10 +16,12 @@ from stda.measure.labels import confidence_curve, flip_rate, label_fidelity
 from stda.measure.realism import border_artefacts, ghosting, real_or_synthetic
 from stda.measure.repeatability import prediction_agreement, repeatability_sentence, spread_table, training_scores
 from stda.measure.scores import metrics_table, scores
+from stda.measure.telltale import Telltale, find_telltale, position_auc, power_spectrum, spectrum_table
 from stda.measure.verdict import arm_table, judge
 
 __all__ = [
     "Collected",
+    "Telltale",
     "arm_table",
     "border_artefacts",
     "class_diversity",
@@ -30,6 +32,7 @@ __all__ = [
     "cost_table",
     "fid",
     "fidelity_table",
+    "find_telltale",
     "flip_rate",
     "ghosting",
     "interval_rows",
@@ -42,11 +45,14 @@ __all__ = [
     "nearest_features",
     "nearest_images",
     "nearest_pairs",
+    "position_auc",
+    "power_spectrum",
     "prdc",
     "prediction_agreement",
     "real_or_synthetic",
     "repeatability_sentence",
     "scores",
+    "spectrum_table",
     "spread_table",
     "training_scores",
     "verdict_sentence",

@@ -55,7 +55,7 @@ def real_or_synthetic(
     n = min([max_samples, len(rows[reference]) // 2, *(len(rows[name]) for name in others)])
     found: dict[str, list[np.ndarray]] = {name: [] for name in (REAL_ROW, *others)}
     for _ in range(halvings):
-        first, second = _halves(codes[reference], n, rng)
+        first, second = halves(codes[reference], n, rng)
         for name in found:
             chosen = second if name == REAL_ROW else rng.permutation(len(rows[name]))[:n]
             source = reference if name == REAL_ROW else name
@@ -154,7 +154,7 @@ def _checked(
     return rows, dict(zip(rows, np.split(code, ends), strict=True))
 
 
-def _halves(code: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def halves(code: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return ``n`` rows for each of two halves that share no group (fewer if a large group gets in the way)."""
     order = rng.permutation(int(code.max()) + 1)
     rank = np.argsort(order)[code]

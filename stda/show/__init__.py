@@ -18,6 +18,7 @@ from stda.show.render import render_notebook
 from stda.show.sheets import Watch, class_sheet, confusion, ladder, training_grids, wanted_counts
 from stda.show.site import build_index
 from stda.show.tables import table, text
+from stda.show.telltale import evidence_maps, spectra, told_by_place
 
 __all__ = [
     "PALETTE",
@@ -33,6 +34,7 @@ __all__ = [
     "confusion",
     "effects",
     "effects_figure",
+    "evidence_maps",
     "figure",
     "grid",
     "ladder",
@@ -45,8 +47,10 @@ __all__ = [
     "render_notebook",
     "repeatability",
     "show",
+    "spectra",
     "table",
     "text",
+    "told_by_place",
     "training_grids",
     "wanted_counts",
 ]

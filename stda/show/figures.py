@@ -184,7 +184,7 @@ def attribution_grid(
     ``images`` uint8 ``(N, H, W, 3)``; ``maps`` name to relevances ``(N, H, W)`` or ``(N, C, H, W)`` (summed over
     channels), any range: white is zero, full colour the 99.5th percentile of each map's absolute values.
     """
-    columns = [np.asarray(images), *(_coloured(np.asarray(values, dtype=np.float64)) for values in maps.values())]
+    columns = [np.asarray(images), *(coloured(np.asarray(values, dtype=np.float64)) for values in maps.values())]
     for name, column in zip(maps, columns[1:], strict=True):
         if column.shape != columns[0].shape:
             raise BadInput(f"The maps of {name!r} have shape {column.shape[:3]}, the images {columns[0].shape[:3]}.")
@@ -202,12 +202,15 @@ def text_width(text: str, size: float = 9) -> int:
     return math.ceil(max(points, default=0) * DPI / 72 * 1.03) + 3  # letters drawn on whole pixels run a little wider
 
 
-def _coloured(values: np.ndarray) -> np.ndarray:
-    """Colour relevances as uint8 RGB: red for positive, blue for negative (told apart by colour-blind readers too)."""
+def coloured(values: np.ndarray, *, together: bool = False) -> np.ndarray:
+    """Colour maps ``(N, H, W)`` or ``(N, C, H, W)`` as uint8 RGB: red for positive, blue for negative, white for zero.
+
+    Full colour is the 99.5th percentile of the absolute values, of each map or, ``together``, of all of them.
+    """
     import matplotlib
 
     values = np.nan_to_num(values.sum(axis=1) if values.ndim == 4 else values)
-    largest = np.percentile(np.abs(values), 99.5, axis=(1, 2), keepdims=True)
+    largest = np.percentile(np.abs(values), 99.5, axis=None if together else (1, 2), keepdims=True)
     scaled = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0).clip(-1, 1)
     return matplotlib.colormaps["RdBu_r"]((scaled + 1) / 2, bytes=True)[..., :3]
 

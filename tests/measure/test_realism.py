@@ -65,11 +65,11 @@ def test_rows_of_one_group_never_train_the_classifier_that_judges_them():
 def test_halves_share_no_group():
     code = np.repeat(np.arange(7), [1, 9, 2, 2, 5, 1, 4])
     for seed in range(20):
-        first, second = realism._halves(code, 100, np.random.default_rng(seed))
+        first, second = realism.halves(code, 100, np.random.default_rng(seed))
         assert not set(code[first]) & set(code[second])
         assert len(first) + len(second) == len(code)
     with pytest.raises(BadInput, match="halved"):
-        realism._halves(np.zeros(10, int), 5, np.random.default_rng(0))
+        realism.halves(np.zeros(10, int), 5, np.random.default_rng(0))
 
 
 def test_real_pictures_have_ratios_near_one():

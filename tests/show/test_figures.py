@@ -105,7 +105,7 @@ def test_grid_refuses_what_is_no_image_set():
 def test_attribution_colours_are_symmetric_per_map(displayed):
     values = np.zeros((2, 4, 4))
     values[0, 0, 0], values[0, 0, 1], values[1, 0, 0] = 1.0, -1.0, 1e-6
-    coloured = figures._coloured(values)
+    coloured = figures.coloured(values)
     red, blue, faint, zero = coloured[0, 0, 0], coloured[0, 0, 1], coloured[1, 0, 0], coloured[0, 3, 3]
     assert red[0] > red[2]
     assert blue[2] > blue[0]
