@@ -50,6 +50,14 @@ def test_a_shifted_set_is_told_apart_and_real_images_are_not():
     assert (found["n"] == 120).all()
 
 
+def test_a_small_set_is_listed_without_numbers_and_shrinks_no_other():
+    sets = {"real": features(240), "far": features(120, 2.0, seed=2), "few": features(6, seed=3)}
+    found = measure.real_or_synthetic(sets, reference="real", resamples=50).set_index("set")
+    assert np.isnan(found.loc["few", "auc"])
+    assert found.loc["few", "note"] == "not measured: has 6 images, needs 20"
+    assert found.loc["far", "n"] == 120
+
+
 def test_rows_of_one_group_never_train_the_classifier_that_judges_them():
     """Copies of one another across the fold boundary would let a classifier recognise the sets by heart."""
     rng = np.random.default_rng(0)
