@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from stda import BadInput
 from stda.classify.arms import Arm, batches
-from stda.classify.augment import Augment, augmentation
+from stda.classify.augment import augmentation, mix
 from stda.classify.labels import codes, targets
+from stda.classify.losses import Loss, loss_function
 from stda.classify.networks import Classifier, build
 from stda.compute import rng
 from stda.images import ImageSet, require_train, to_tensor, to_uint8
@@ -41,6 +42,7 @@ def train_classifier(
     learning_rate: float = 2e-3,  # peak of the one-cycle schedule of each phase
     augment: str = "classic",
     sampler: str = "balanced",
+    loss: str = "cross-entropy",  # stda.classify.losses.LOSSES
     pretrain: ImageSet | None = None,  # images of a phase before ``train``
     pretrain_steps: int = 0,  # how many of the steps that phase has
     evaluate_every: int = 0,  # steps between looks at the validation fold; 0: a tenth of the steps
@@ -48,7 +50,7 @@ def train_classifier(
 ) -> tuple[Classifier, pd.DataFrame]:
     """Train a classifier and return it as it was at its best balanced accuracy on the validation fold.
 
-    AdamW, one-cycle schedule in steps, cross-entropy with the labels, or with the probabilities in ``target_<class>``
+    AdamW, one-cycle schedule in steps, the loss against the labels, or against the probabilities in ``target_<class>``
     where a set has these columns.  ``train`` and ``pretrain`` have rows of split train and synthetic, ``val`` real rows
     of split val.  Each phase has an optimiser and a schedule of its own; the checkpoint is chosen in the last.  The
     history has a row per step: ``step`` (over both phases), ``phase`` (pretrain, train), ``loss``, ``learning_rate``,
@@ -71,8 +73,9 @@ def train_classifier(
         keeper, every, history = _Keeper(model, val, compute), evaluate_every or math.ceil(steps / 10), []
         for phase in phases:
             phase_seed = seed if phase.last else sub_seed(seed, phase.name)
-            feed = _feed(phase.images, classes, augmentation(augment), sampler, batch_size, phase_seed, compute)
-            for record in _loop(model, feed, keeper, phase, learning_rate, every):
+            feed = _feed(phase.images, classes, augment, sampler, batch_size, phase_seed, compute)
+            criterion = loss_function(loss, np.bincount(codes(phase.images.labels, classes), minlength=len(classes)))
+            for record in _loop(model, feed, criterion, keeper, phase, learning_rate, every):
                 history.append(record)
                 if callback:
                     shown = ("step", "loss", "val_balanced_accuracy")
@@ -112,6 +115,7 @@ def _phases(train: ImageSet, pretrain: ImageSet | None, steps: int, pretrain_ste
 def _loop(
     model: Classifier,
     feed: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    criterion: Loss,
     keeper: _Keeper,
     phase: _Phase,
     learning_rate: float,
@@ -127,7 +131,7 @@ def _loop(
         model.train()
         with keeper.compute.autocast():
             logits = model(images)
-        loss = functional.cross_entropy(logits.float(), wanted)  # class indices or probabilities
+        loss = criterion(logits.float(), wanted)  # class indices or probabilities
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -203,20 +207,25 @@ def _check_folds(train: ImageSet, val: ImageSet, classes: list[str]) -> None:
 
 
 def _feed(
-    train: ImageSet, classes: list[str], augment: Augment, sampler: str, batch_size: int, seed: int, compute: Compute
+    train: ImageSet, classes: list[str], augment: str, sampler: str, batch_size: int, seed: int, compute: Compute
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """Yield augmented batches and their targets on the device, without end, all randomness from ``seed``."""
-    wanted, noise = targets(train, classes), rng(seed)
+    wanted, noise, change = targets(train, classes), rng(seed), augmentation(augment)
     for rows in batches(codes(train.labels, classes), sampler=sampler, batch_size=batch_size, seed=seed):
         images = to_tensor(train.images[rows]).to(compute.device)
-        yield augment(images, noise), torch.from_numpy(wanted[rows]).to(compute.device)
+        yield mix(
+            augment, change(images, noise), torch.from_numpy(wanted[rows]).to(compute.device), len(classes), noise
+        )
 
 
 def example_batch(train: ImageSet, arm: Arm, *, n: int = 36, seed: int = 0) -> np.ndarray:
     """Return n images as training would see them, sampled and augmented: uint8 ``(n, H, W, 3)``."""
     labels = codes(train.labels, train.classes)
     rows = next(batches(labels, sampler=arm.sampler, batch_size=n, seed=seed))
-    return to_uint8(augmentation(arm.augment)(to_tensor(train.images[rows]), rng(seed)))
+    noise = rng(seed)
+    images = augmentation(arm.augment)(to_tensor(train.images[rows]), noise)
+    mixed, _ = mix(arm.augment, images, torch.from_numpy(labels[rows]), len(train.classes), noise)
+    return to_uint8(mixed)
 
 
 @torch.no_grad()

@@ -108,4 +108,58 @@ def test_hue_turns_the_colour_and_keeps_the_luma(monkeypatch):
 
 def test_unknown_name():
     with pytest.raises(BadInput, match="classic"):
-        augment.augmentation("mixup")
+        augment.augmentation("mixdown")
+
+
+def test_five_crops_are_the_corners_and_the_centre_enlarged(images):
+    """With half the side, a crop's pixels enlarged twofold: averaged in pairs they are the crop's own again."""
+    picture = torch.nn.functional.interpolate(images[:1, :, ::4, ::4], size=32, mode="nearest")  # flat blocks of 4 px
+    many = augment.five_crop(picture.repeat(200, 1, 1, 1), rng(0), share=0.5)
+    centres = many[:, :, 4::8, 4::8]  # the middle of enlarged blocks
+    crops = [
+        picture[:, :, y : y + 16, x : x + 16][:, :, 2::4, 2::4] for x, y in ((0, 0), (16, 0), (0, 16), (16, 16), (8, 8))
+    ]
+    crops += [crop.flip(3) for crop in crops]
+    distance = torch.stack([(centres - crop).abs().flatten(1).amax(1) for crop in crops], dim=1)
+    assert (distance.min(dim=1).values < 0.35).all()  # bicubic sampling half a pixel beside the middle
+    assert set(distance.argmin(dim=1).tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize("name", ["trivial", "randaugment"])
+def test_automatic_augmentation_is_drawn_for_each_image_and_by_the_seed(images, name):
+    change, one = augment.augmentation(name), images[:1].repeat(24, 1, 1, 1)
+    state = torch.random.get_rng_state()
+    changed = change(one, rng(3))
+    assert torch.equal(torch.random.get_rng_state(), state)  # nobody else's random numbers are touched
+    assert torch.equal(changed, change(one, rng(3)))
+    assert not torch.equal(changed, change(one, rng(4)))
+    assert len({image.numpy().tobytes() for image in changed}) > 10
+    assert changed.abs().max() <= 1
+
+
+def test_mixup_mixes_images_and_labels_by_the_same_share(images):
+    labels = torch.arange(64) % 4
+    flat = labels.view(64, 1, 1, 1).float().expand(64, 3, 8, 8) / 4
+    mixed, shares = augment.mix("mixup", flat, labels, 4, rng(0))
+    assert shares.shape == (64, 4)
+    torch.testing.assert_close(shares.sum(1), torch.ones(64))
+    torch.testing.assert_close(mixed[:, 0, 0, 0], (shares * torch.arange(4) / 4).sum(1))
+    assert not torch.equal(mixed, flat)
+
+
+def test_cutmix_takes_a_box_whose_area_is_the_labels_share():
+    labels = torch.arange(8) % 2
+    flat = labels.view(8, 1, 1, 1).float().expand(8, 3, 16, 16)
+    drawn = [augment.mix("cutmix", flat, labels, 2, rng(seed)) for seed in range(10)]
+    for mixed, shares in drawn:
+        assert set(mixed.unique().tolist()) <= {0.0, 1.0}
+        torch.testing.assert_close(mixed[:, 0].mean(dim=(1, 2)), shares[:, 1])
+    assert any((shares.max(1).values < 1).any() for _, shares in drawn)
+
+
+def test_soft_labels_can_be_mixed_and_other_augmentations_mix_nothing():
+    images, soft = torch.rand(6, 3, 8, 8), torch.full((6, 3), 1 / 3)
+    torch.testing.assert_close(augment.mix("mixup", images, soft, 3, rng(0))[1], soft)
+    same, labels = augment.mix("classic", images, soft, 3, rng(0))
+    assert same is images
+    assert labels is soft

@@ -200,7 +200,7 @@ def test_no_image_is_in_both_folds(folds):
         ({"classes": ["amber"]}, "two different"),
         ({"steps": 0}, "steps"),
         ({"batch_size": 1}, "batch_size"),
-        ({"augment": "mixup"}, "classic"),
+        ({"augment": "mixdown"}, "classic"),
         ({"sampler": "dice"}, "balanced"),
         ({"network": "vgg19"}, "vgg8"),
         ({"learning_rate": 1e12, "augment": "none"}, "lower learning_rate"),
@@ -237,3 +237,17 @@ def test_example_batch(folds):
     assert batch.shape == (12, 16, 16, 3)
     assert batch.dtype == np.uint8
     assert np.array_equal(batch, classify.example_batch(folds[0], arm, n=12, seed=3))
+
+
+@pytest.mark.parametrize("augment", ["fivecrop", "trivial", "randaugment", "mixup", "cutmix"])
+def test_every_augmentation_trains_and_is_drawn_by_the_seed(folds, augment):
+    first, again = (fit(*folds, steps=4, augment=augment)[1]["loss"] for _ in range(2))
+    assert first.equals(again)
+    assert not first.equals(fit(*folds, steps=4, augment=augment, seed=1)[1]["loss"])
+
+
+def test_the_loss_that_is_asked_for_is_minimised(folds):
+    plain = fit(*folds, steps=4, sampler="shuffle")[1]["loss"]
+    assert not plain.equals(fit(*folds, steps=4, sampler="shuffle", loss="focal")[1]["loss"])
+    with pytest.raises(BadInput, match="Unknown loss"):
+        fit(*folds, loss="hinge")
