@@ -6,8 +6,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,6 +193,36 @@ def regenerate(
     print(path)
 
 
+@app.command()
+def audit(
+    files: Annotated[list[str], typer.Argument(help="tables, in order (before, after); or example:isic2019-report")],
+    as_json: Annotated[bool, typer.Option("--json", help="write the findings as JSON")] = False,
+) -> None:
+    r"""Say which numbers of a published table cannot be, rounding included, with the arithmetic.
+
+    A file is Markdown, CSV, LaTeX or scikit-learn's classification report, with prose around it:
+
+    \b
+        # Our method             (a heading names a table; the first one
+        accuracy: 39 %            is compared with those after it)
+        n: 7,599
+        class, precision, recall, F1, support
+        MEL,   .22,       .07,    .11, 1357
+        NV,    .34,       .77,    .47, 3863
+
+    First column: class, or model for a row of overall rates each.
+    More columns: prior, specificity, sensitivity, accuracy.
+    More lines, for all tables where no heading is above: classes,
+    prevalence, positives, macro F1, averaging, units, labels.
+    A number stands for half a unit of its last digit to both sides;
+    143/182 is exact. A prior becomes a whole number of the n images.
+    Exit code 1: something is impossible or inconsistent.
+    """
+    from stda.measure import claims
+
+    raise typer.Exit(claims.run(files, as_json=as_json))
+
+
 def _study_with_runs(study: str) -> str:
     """Return the name of a study that has a folder of runs, or at least a params file."""
     name = Path(study).stem
@@ -237,9 +265,10 @@ def _prepare(
 def _make_shard(order: Order, folder: Path, shard: int, generator: Generator, sources: set[str]) -> int:
     """Make one shard, show how it goes, say how it ended, and return the number of rows that could not be made."""
     from stda import shards as base
+    from stda.show.progress import watched
 
     console, started = Console(stderr=True), time.monotonic()
-    with _watched(console, f"shard {shard} of {order.shards}") as callback:
+    with watched(console, f"shard {shard} of {order.shards}") as callback:
         done = base.make_shard(order, folder, shard, generator, sources=sources, callback=callback)
     said = f"shard {shard} was there already: {done.table}"
     if not done.was_there:
@@ -250,31 +279,6 @@ def _make_shard(order: Order, folder: Path, shard: int, generator: Generator, so
         listed = done.table.with_name(done.table.name.replace("table-", "failed-"))
         console.print(f"{done.failed} images could not be made; {listed} says why.", style="yellow", soft_wrap=True)
     return done.failed
-
-
-@contextmanager
-def _watched(console: Console, label: str, *, every_seconds: float = 5.0) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give a callback for :func:`stda.shards.make_shard`: a bar at a terminal, else a line every few seconds."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from stda.show.progress import duration
-
-    started = last = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None, pace="")
-
-        def callback(record: dict[str, Any]) -> None:
-            nonlocal last
-            now, step, steps = time.monotonic(), record["step"], record["steps"]
-            rate = (step - record["resumed"]) / max(now - started, 1e-9)
-            pace = f"{rate:.3g} images/s, {duration((steps - step) / rate)} left"
-            bar.update(task, completed=step, total=steps, pace=pace)
-            if not console.is_terminal and now - last >= every_seconds:
-                last = now
-                print(f"{label}: {step}/{steps}, {pace}", file=sys.stderr, flush=True)
-
-        yield callback
 
 
 def _checked(name: str, data_root: str, console: Console) -> studies.Study:

@@ -62,13 +62,17 @@ class DataSection(Section):
     )
     val_fraction: float = Field(0.2, gt=0, lt=0.5, description="share of the validation fold")
     test_fraction: float = Field(0.3, gt=0, lt=0.8, description="share of the test fold")
-    skip_unreadable: bool = Field(False, description="list and skip images that cannot be decoded")
     encoder: Literal["in-domain", "squeezenet1_0", "mobilenet_v2", "vgg16", "vgg19"] = Field(
-        "in-domain", description="frozen network of style transfer and of the fidelity measures"
+        "in-domain", description="frozen network of style transfer; it measures fidelity unless judge names another"
     )
     encoder_weights: str = Field("", description="weights file; empty: torchvision's cache (in-domain: trained here)")
     encoder_steps: int = Field(
         200, ge=1, description="training steps of the in-domain network, also the pseudo-labeller"
+    )
+    skip_unreadable: bool = option(False, description="list and skip images that cannot be decoded")
+    judge: Literal["auto", "encoder", "inception", "squeezenet1_0", "mobilenet_v2", "in-domain"] = option(
+        "auto",
+        description="network of the fidelity measures; auto: Inception where its weights are cached, else the encoder",
     )
 
 
@@ -308,9 +312,14 @@ class Arm(Section):
     protocol: Literal["mix", "pretrain", "synthetic-only"] = Field(
         "mix", description="mix with real images, train on the added ones first, or on nothing else"
     )
-    augment: Literal["none", "classic"] = Field("classic", description="classic: flips, rotations, zoom, colour")
+    augment: Literal["none", "classic", "fivecrop", "trivial", "randaugment", "mixup", "cutmix"] = Field(
+        "classic", description="classic: flips, rotations, zoom, colour"
+    )
     sampler: Literal["shuffle", "balanced"] = Field(
         "balanced", description="balanced: every class is drawn equally often"
+    )
+    loss: Literal["cross-entropy", "weighted", "focal", "logit-adjusted"] = option(
+        "cross-entropy", description="what is minimised; weighted and logit-adjusted go by class frequencies"
     )
     labels: Literal["given", "style", "pseudo", "soft"] = option(
         "given",

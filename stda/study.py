@@ -69,6 +69,11 @@ class Study(Section):
     def _check_protocols(self) -> None:
         """Raise for an arm that would have nothing to train on, or labels that its images do not have."""
         for arm in self.classification.arms:
+            if arm.loss in ("weighted", "logit-adjusted") and arm.sampler == "balanced":
+                raise ValueError(
+                    f"arm '{arm.arm}' mends the class frequencies twice, by its sampler and by loss {arm.loss}; "
+                    "give it sampler: shuffle"
+                )
             if arm.protocol != "mix" and arm.synthetic == "none":
                 raise ValueError(
                     f"arm '{arm.arm}' has protocol {arm.protocol} but adds no image; give it synthetic: nst"

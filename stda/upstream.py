@@ -18,6 +18,7 @@ from stda.runs import read_manifest
 from stda.sections import NOTEBOOKS
 
 FEWEST_JUDGED = 10  # real images: with fewer, differences of KID are noise
+LOOK_SIDE = 32  # pixels: copies are looked for at about this size during training
 
 Pictures = np.ndarray | list[np.ndarray]
 
@@ -28,6 +29,24 @@ def study_encoder(data_folder: Path) -> encoders.Encoder:
     if chosen["encoder"] == "in-domain":
         return encoders.load_in_domain(data_folder / "in_domain")
     return encoders.load_encoder(chosen["encoder"], weights=chosen["encoder_weights"] or "cache")
+
+
+def judge_encoder(data_folder: Path) -> encoders.Encoder:
+    """Return the encoder that measures fidelity, as the data stage settled it (parameter ``judge``).
+
+    Raises BadInput when its weights are not there, or not those that the data stage had.
+    """
+    settled = read_manifest(data_folder)["facts"].get("judge")
+    if not settled:
+        raise BadInput(f"{data_folder} does not say which network judges: run notebooks/01_data.ipynb again.")
+    in_domain = encoders.load_in_domain(data_folder / "in_domain")
+    found = encoders.choose_judge(settled["name"], study=study_encoder(data_folder), in_domain=in_domain)
+    if found.provenance["sha256"] != settled["sha256"]:
+        raise BadInput(
+            f"The weights of {settled['name']} are not those of the data stage (SHA-256): restore the file, or run "
+            "01_data again."
+        )
+    return found
 
 
 def picture_reader(data_folder: Path, *, size: int, aspect: str = "square") -> Callable[[list[str]], Pictures]:
@@ -43,23 +62,51 @@ def mask_reader(data_folder: Path, *, size: int, aspect: str = "square") -> Call
     return data.mask_reader(read_manifest(data_folder)["parameters"], size=size, aspect=aspect)
 
 
-def kid_judge(data_folder: Path, compute: Compute) -> Callable[[ImageSet, ImageSet], float]:
-    """Return what judges a generator while it trains: KID in features of the in-domain network, smaller is better.
+def training_judge(data_folder: Path, compute: Compute) -> Callable[[ImageSet, ImageSet], dict[str, float]]:
+    """Return what judges a generator while it trains, from held-out real images and synthetic ones.
 
-    Features are divided by the root mean square of the real ones'.  Fewer than :data:`FEWEST_JUDGED` real images tell
-    nothing: nan.
+    ``kid``: in features of the in-domain network, divided by the root mean square of the real ones'; smaller is better.
+    ``near_copies`` and ``authenticity`` (:mod:`stda.measure.copying`): in pixels, against the train fold; the threshold
+    of near copies is that of the held-out images it is given.  Fewer than :data:`FEWEST_JUDGED` of these tell nothing:
+    nan.
     """
     encoder = encoders.load_in_domain(data_folder / "in_domain")
+    copies = CopyWatch(ImageSet.load(data_folder).select(split="train"))
 
-    def judge(real: ImageSet, synthetic: ImageSet) -> float:
+    def judge(real: ImageSet, synthetic: ImageSet) -> dict[str, float]:
         if len(real) < FEWEST_JUDGED:
-            return math.nan
+            return dict.fromkeys(("kid", "near_copies", "authenticity"), math.nan)
         x, y = (encoders.encode(encoder, part.images, compute=compute) for part in (real, synthetic))
         scale = float(np.sqrt(np.square(x, dtype=np.float64).mean())) or 1.0
-        return measure.kid(x / scale, y / scale, subsets=0)["kid"]
+        return {"kid": measure.kid(x / scale, y / scale, subsets=0)["kid"], **copies.look(real, synthetic)}
 
-    judge.identity = encoder.provenance["sha256"]
+    judge.identity = f"{encoder.provenance['sha256']} {read_manifest(data_folder)['outputs']['images.npy']}"
     return judge
+
+
+class CopyWatch:
+    """Copying at each look of a training: the train fold is prepared once, and held-out images are searched once."""
+
+    def __init__(self, train: ImageSet) -> None:
+        self.index = measure.TrainingIndex(train, self._rows)
+        self.scales: dict[tuple[str, ...], np.ndarray] = {}  # ids of held-out images -> their distances
+
+    @staticmethod
+    def _rows(images: np.ndarray) -> dict[str, np.ndarray]:
+        return measure.pixel_rows(images, max_side=LOOK_SIDE)
+
+    def look(self, real: ImageSet, synthetic: ImageSet) -> dict[str, float]:
+        """Return the share of near copies and the authenticity of synthetic images."""
+        ids = tuple(real.table["image_id"])
+        if ids not in self.scales:
+            self.scales[ids] = self._nearest(real).distance
+        found = self._nearest(synthetic)
+        own = self.index.own("pixels", found.index)
+        near = measure.near_copies(found.distance, self.scales[ids])["rate"]
+        return {"near_copies": near, "authenticity": measure.authenticity(found.distance, own)["authenticity"]}
+
+    def _nearest(self, images: ImageSet) -> measure.Neighbours:
+        return self.index.nearest("pixels", measure.versions(images.images, self._rows)["pixels"])
 
 
 def style_parts(data_folder: Path, *, size: int, aspect: str = "square") -> dict[str, Any]:

@@ -1,5 +1,5 @@
 import csv
-import io
+import json
 import shutil
 import sys
 import tarfile
@@ -7,7 +7,6 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from stda import batch, cli, study
 from stda.data.phantom import CLASSES
@@ -306,16 +305,29 @@ def test_generate_answers_a_mistake_in_one_line(fitted, monkeypatch, capsys, wor
     assert err.count("\n") == 1
 
 
-def test_a_terminal_gets_a_bar_and_a_log_gets_lines(capsys):
-    record = {"steps": 10, "resumed": 4}
-    screen = io.StringIO()
-    with cli._watched(Console(file=screen, force_terminal=True, width=100), "shard 0 of 1") as callback:
-        callback({**record, "step": 9})
-    assert "9/10" in screen.getvalue()
-    assert "images/s" in screen.getvalue()
-    with cli._watched(Console(file=io.StringIO()), "shard 0 of 1", every_seconds=0) as callback:
-        callback({**record, "step": 9})
-    line = capsys.readouterr().err
-    assert line.startswith("shard 0 of 1: 9/10, ")
-    assert "images/s" in line
-    assert line.endswith(" left\n")
+def test_audit_says_what_cannot_be_and_its_exit_code_says_whether_anything(tmp_path, monkeypatch, capsys):
+    table = tmp_path / "table.csv"
+    table.write_text("class,precision,recall,F1,support\na,.50,.50,.50,40\nb,.50,.50,.50,40\n")
+    assert call(monkeypatch, "audit", str(table)) == 0
+    assert "consistent" in capsys.readouterr().out
+    table.write_text(table.read_text().replace(".50,40\nb", ".90,40\nb"))
+    assert call(monkeypatch, "audit", str(table), "--json") == 1
+    content = json.loads(capsys.readouterr().out)
+    assert not content["passed"]
+    assert content["findings"][0]["finding"] == "inconsistent"
+    assert "F1 .90 stands for 0.895 to 0.905" in content["findings"][0]["arithmetic"]
+    assert call(monkeypatch, "audit", "example:isic2019-report") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "There is no file"), ("class,precison\na,.3\n", "did you mean 'precision'"), ("\n", "nothing to audit")],
+)
+def test_audit_answers_what_it_cannot_read_in_one_line(tmp_path, monkeypatch, capsys, content, said):
+    table = tmp_path / "table.csv"
+    if content:
+        table.write_text(content)
+    assert call(monkeypatch, "audit", str(table)) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1

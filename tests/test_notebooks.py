@@ -14,8 +14,8 @@ from stda.study import Study, project_root
 PATHS = sorted((project_root() / "notebooks").glob("*.ipynb"))
 FIGURES = (
     "class_counts class_sheet grid training_grids loss_curves effects arms recall_heatmap perturbation_curves "
-    "attribution_grid confusion agreement confidence_curve repeatability ladder reliability told_by_place "
-    "evidence_maps spectra"
+    "attribution_grid confusion copies agreement confidence_curve repeatability ladder reliability told_by_place "
+    "prevalence switch_rates evidence_maps spectra faults growth"
 )
 
 

@@ -31,6 +31,11 @@ def write(tmp_path, text, name="mine.yaml"):
         ("classification: {arms: [{arm: A B}]}", "arm name 'A B'"),
         ("classification: {arms: [{arm: w, synthetic: wgan}]}", "no arm without synthetic images"),
         ("classification: {arms: [{arm: a}, {arm: w, synthetic: wgan, ratio: 2.0}]}", "wgan.ratio makes only 0.5"),
+        (
+            "classification: {arms: [{arm: a, loss: weighted}]}",
+            "arm 'a' mends the class frequencies twice, by its sampler and by loss weighted; give it sampler: shuffle",
+        ),
+        ("data: {judge: vgg}", "data.judge is 'vgg'"),
         ("results: {smallest_effect: 0}", "results.smallest_effect is 0: it should be greater than 0."),
         ("wgan: {steps: 3, steps: 4}", "'steps' is given twice"),
         ("wgan: [", "is not valid YAML"),

@@ -1,5 +1,6 @@
 """Where images come from, how they are split, and what leaks between the folds."""
 
+from stda.data.artefacts import INSERTED, LIGHT, alterations, insert, uneven_light
 from stda.data.decode import resize
 from stda.data.phantom import bayes_scores, ceiling
 from stda.data.sources import (
@@ -18,7 +19,10 @@ from stda.data.sources import (
 from stda.data.splits import split
 
 __all__ = [
+    "INSERTED",
+    "LIGHT",
     "SOURCES",
+    "alterations",
     "bayes_scores",
     "ceiling",
     "content_digest",
@@ -26,6 +30,7 @@ __all__ = [
     "file_digest",
     "fingerprint",
     "has_masks",
+    "insert",
     "load",
     "mask_reader",
     "picture_reader",
@@ -33,4 +38,5 @@ __all__ = [
     "resize",
     "skipped",
     "split",
+    "uneven_light",
 ]

@@ -43,7 +43,7 @@ def draw(traits: dict[str, float], lesion_seed: int, view: int, *, hair: bool, r
     picture = np.exp(-density)
     _whiten(picture, u, v, inside, radius, textures, traits, lesion_rng)
     _light(picture, x, y, view_rng)
-    _artefacts(picture, x, y, view_rng, hair=hair, ruler=ruler, vignette=vignette)
+    _artefacts(picture, view_rng, hair=hair, ruler=ruler, vignette=vignette)
     noise = view_rng.standard_normal((64, 64), dtype=np.float32)  # sensor noise, the same scene grain at every size
     index = np.arange(size) * 64 // size
     picture += 0.005 * noise[index][:, index]
@@ -235,19 +235,35 @@ def _light(picture: np.ndarray, x: np.ndarray, y: np.ndarray, rng: np.random.Gen
     picture *= gain.astype(np.float32)[:, None, None]
 
 
-def _artefacts(picture: np.ndarray, x: np.ndarray, y: np.ndarray, rng: np.random.Generator, *, hair: bool, ruler: bool,
-               vignette: bool) -> None:  # fmt: skip
+def _artefacts(picture: np.ndarray, rng: np.random.Generator, *, hair: bool, ruler: bool, vignette: bool) -> None:
     """Draw hair, ruler and the dark rim of the lens, in place."""
+    size = picture.shape[-1]
     if hair:
-        tone = rng.uniform(0.05, 0.30) * np.array([1.25, 1.0, 0.8])
-        _blend(picture, _hair(picture.shape[-1], rng), tone)
+        _blend(picture, *hair_layer(size, rng))
     if ruler:
-        _blend(picture, _ruler(picture.shape[-1], rng), np.full(3, 0.12))
+        _blend(picture, *ruler_layer(size, rng))
     if vignette:
-        rim, soft = rng.uniform(1.08, 1.34), rng.uniform(0.015, 0.06)
-        dx, dy = rng.normal(0, 0.04, 2)
-        distance = np.hypot(x - np.float32(dx), y - np.float32(dy))
-        picture *= (0.06 + 0.94 * _rise((np.float32(rim) - distance) / np.float32(soft))).astype(np.float32)
+        picture *= rim(size, rng)
+
+
+def hair_layer(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return how much a tuft of hairs covers, float32 ``(size, size)`` in 0..1, and its colour ``(3,)`` in 0..1."""
+    tone = rng.uniform(0.05, 0.30) * np.array([1.25, 1.0, 0.8])
+    return _hair(size, rng), tone
+
+
+def ruler_layer(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return how much the marks of a ruler cover, float32 ``(size, size)`` in 0..1, and their colour ``(3,)``."""
+    return _ruler(size, rng), np.full(3, 0.12)
+
+
+def rim(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the share of light that the dark rim of the lens lets through, float32 ``(size, size)``."""
+    x, y = _grid(size)
+    edge, soft = rng.uniform(1.08, 1.34), rng.uniform(0.015, 0.06)
+    dx, dy = rng.normal(0, 0.04, 2)
+    distance = np.hypot(x - np.float32(dx), y - np.float32(dy))
+    return (0.06 + 0.94 * _rise((np.float32(edge) - distance) / np.float32(soft))).astype(np.float32)
 
 
 def _blend(picture: np.ndarray, alpha: np.ndarray, colour: np.ndarray) -> None:

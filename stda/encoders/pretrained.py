@@ -31,18 +31,14 @@ def load_encoder(name: str, *, weights: str = "cache", normalisation: str = "aut
     path = cached_weights(name) if weights == "cache" else Path(weights)
     if not path.is_file():
         raise BadInput(missing_weights(name, path, cached=weights == "cache"))
-    digest = sha256(path)
-    if weights == "cache" and not digest.startswith(path.stem.rsplit("-", 1)[-1]):
-        raise BadInput(
-            f"The cached weights {path} are damaged (SHA-256 {digest[:8]}...): delete the file, fetch it again."
-        )
+    digest = checked_digest(path, cached=weights == "cache")
     if normalisation == "auto":
         normalisation = "half" if digest in HALF_NORMALISED else "imagenet"
     if normalisation not in NORMALISATIONS:
-        raise BadInput(f"normalisation is '{normalisation}'; it must be auto, {' or '.join(NORMALISATIONS)}.")
+        raise BadInput(f"normalisation is '{normalisation}'; it must be one of auto, {', '.join(NORMALISATIONS)}.")
     source = "torchvision cache" if weights == "cache" else "file"
     provenance = {"name": name, "source": source, "file": path.name, "sha256": digest, "normalisation": normalisation}
-    trunk = _trunk(name, _read_state(path), path)
+    trunk = _trunk(name, read_state(path), path)
     return Encoder(name, trunk, layer_ends(name, trunk), provenance, MIN_FEATURE_SIZE)
 
 
@@ -64,7 +60,17 @@ def missing_weights(name: str, path: Path, *, cached: bool) -> str:
     )
 
 
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
+def checked_digest(path: Path, *, cached: bool) -> str:
+    """Return the SHA-256 of a weights file; raise when a cached one does not begin as its name says."""
+    digest = sha256(path)
+    if cached and not digest.startswith(path.stem.rsplit("-", 1)[-1]):
+        raise BadInput(
+            f"The cached weights {path} are damaged (SHA-256 {digest[:8]}...): delete the file, fetch it again."
+        )
+    return digest
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict without running any code in it."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -76,6 +82,13 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def finite_state(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors in float32; raise when one holds what is not a finite number."""
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise BadInput(f"{path} holds weights that are not finite numbers: get an intact copy.")
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
 def _trunk(name: str, state: dict[str, torch.Tensor], path: Path) -> nn.Sequential:
     """Build the convolutional part of a torchvision network around loaded weights, BatchNorm merged."""
     from torchvision.models import get_model
@@ -83,13 +96,11 @@ def _trunk(name: str, state: dict[str, torch.Tensor], path: Path) -> nn.Sequenti
     with torch.device("meta"):  # no memory, no random numbers: what is not loaded cannot be used by accident
         trunk = get_model(name, weights=None).features
     part = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
-    part = {key: value.float() if value.is_floating_point() else value for key, value in part.items()}
+    part = finite_state(part, path)
     try:
         trunk.load_state_dict(part, strict=True, assign=True)
     except RuntimeError:
         raise BadInput(f"{path} does not hold weights of {name}: give a state dict of torchvision's {name}.") from None
-    if not all(tensor.isfinite().all() for tensor in part.values()):
-        raise BadInput(f"{path} holds weights that are not finite numbers: get an intact copy.")
     return merge_batch_norm(trunk.eval()).to(memory_format=torch.channels_last)
 
 

@@ -23,13 +23,17 @@ class Collected:
     arms: dict[str, str]  # arm -> its generator, or an empty string
     overview: pd.DataFrame  # arm by replicate: run or missing
     manifests: list[dict[str, Any]]
-    fidelity: pd.DataFrame
+    fidelity: pd.DataFrame  # of each generator's images and of real ones: means over replicates, as the next three
+    copying: pd.DataFrame
+    membership: pd.DataFrame
+    realism: pd.DataFrame
     registered: pd.DataFrame
     not_run: pd.DataFrame
     updates: pd.DataFrame  # replicate, arm, updates
     repeats: (
         pd.DataFrame
     )  # test answers of every training: replicate, arm, repeat, image_id, label, predicted, p_<class>
+    switches: pd.DataFrame  # answers to altered test images: replicate, arm, altered, image_id, group, label, before...
 
 
 def collect(run: Stage) -> Collected:
@@ -56,11 +60,12 @@ def collect(run: Stage) -> Collected:
         arms=arms,
         overview=_overview(trained, names),
         manifests=manifests,
-        fidelity=_fidelity(root, complete),
+        **{name: _averaged(root, complete, name) for name in ("fidelity", "copying", "membership", "realism")},
         registered=_registered(root),
         not_run=_not_run(root, found, left_out, partial, arms),
         updates=pd.DataFrame(updates),
         repeats=pd.concat([_repeats(f, job) for job, f in folders.items()], ignore_index=True),
+        switches=pd.concat([_switches(f, job) for job, f in folders.items()], ignore_index=True),
     )
 
 
@@ -83,7 +88,7 @@ def _generator(folder: Path) -> str:
 
 
 def _predictions(folder: Path, job: Job, name: str = "predictions.csv") -> pd.DataFrame:
-    text = dict.fromkeys(("image_id", "group", "split", "label", "predicted"), str)
+    text = dict.fromkeys(("image_id", "group", "split", "label", "predicted", "altered", "before", "after"), str)
     table = pd.read_csv(folder / name, dtype=text, keep_default_na=False)
     table.insert(0, "replicate", job.replicate)
     table.insert(1, "arm", job.arm)
@@ -100,6 +105,13 @@ def _repeats(folder: Path, job: Job) -> pd.DataFrame:
     return table
 
 
+def _switches(folder: Path, job: Job) -> pd.DataFrame:
+    """Return both answers of an arm to every altered test image."""
+    if not (folder / "switches.csv").is_file():
+        raise BadInput(f"{job.key} has no switches.csv: it was made by an older notebook 06, run it again.")
+    return _predictions(folder, job, "switches.csv")
+
+
 def _overview(trained: list[Job], names: list[str]) -> pd.DataFrame:
     replicates = sorted({job.replicate for job in trained})
     have = {(job.arm, job.replicate) for job in trained}
@@ -107,19 +119,19 @@ def _overview(trained: list[Job], names: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", *(f"replicate {r}" for r in replicates)])
 
 
-def _fidelity(root: Path, replicates: list[int]) -> pd.DataFrame:
-    """Average the fidelity tables over replicates, one row per generator plus its row of real held-out images."""
-    tables = []
+def _averaged(root: Path, replicates: list[int], table: str) -> pd.DataFrame:
+    """Average a table of the generators over replicates: ``generator``, its words (set, space) and mean numbers."""
+    parts = []
     for name in GENERATORS:
         for r in replicates:
-            path = root / f"r{r}" / name / "fidelity.csv"
+            path = root / f"r{r}" / name / f"{table}.csv"
             if path.is_file():
-                tables.append(pd.read_csv(path).assign(judged_with=name))
-    if not tables:
+                parts.append(pd.read_csv(path).assign(generator=name))
+    if not parts:
         return pd.DataFrame({"generator": ["no generator was run"]})
-    both = pd.concat(tables, ignore_index=True)
-    numbers = both.groupby(["judged_with", "set"], sort=False).mean(numeric_only=True).reset_index()
-    return numbers.rename(columns={"judged_with": "generator"})
+    both = pd.concat(parts, ignore_index=True)
+    words = ["generator", *(name for name in ("set", "space") if name in both)]
+    return both.groupby(words, sort=False).mean(numeric_only=True).reset_index()
 
 
 def _registered(root: Path) -> pd.DataFrame:

@@ -2,70 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from stda import BadInput
 from stda.images import ImageSet
+from stda.measure.neighbours import Neighbours, TrainingIndex, nearest_images, pixel_rows, symmetric, versions
 from stda.measure.scores import wilson
 
-
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """The nearest training row of each query.
-
-    ``distance`` float64 ``(N,)``: root mean square difference per pixel in [0, 1] for images, Euclidean for features.
-    ``index`` int ``(N,)``: row of the training set.  ``symmetry`` int ``(N,)``: which of the eight flips and quarter
-    turns of the query came closest (:func:`symmetric`), 0 for the query as it is.
-    """
-
-    distance: np.ndarray
-    index: np.ndarray
-    symmetry: np.ndarray
-
-
-def nearest_images(
-    queries: np.ndarray,
-    training: np.ndarray,
-    *,
-    symmetries: bool = True,  # also compare the query flipped and turned: augmentation hides copies otherwise
-    chunk: int = 512,  # queries at a time; memory is about 4 chunk M bytes for M training images
-) -> Neighbours:
-    """Find the nearest training image in pixels, uint8 ``(N, H, W, 3)`` against uint8 ``(M, H, W, 3)``.
-
-    The search runs in float32 on centred pixels, the distance of the pair that was found is exact (0 for a copy).
-    """
-    if queries.dtype != np.uint8 or training.dtype != np.uint8 or queries.shape[1:] != training.shape[1:]:
-        got = f"{queries.dtype} {queries.shape} and {training.dtype} {training.shape}"
-        raise BadInput(f"Copies are looked for among uint8 images of one size; got {got}: resize first.")
-    if symmetries and queries.shape[1] != queries.shape[2]:
-        raise BadInput(f"Quarter turns need square images; got {queries.shape[1:3]}: crop, or pass symmetries=False.")
-    best = np.full(len(queries), np.inf)
-    index, symmetry = np.zeros(len(queries), dtype=np.int64), np.zeros(len(queries), dtype=np.int64)
-    for number in range(8 if symmetries else 1):
-        found = _nearest(_pixels(symmetric(queries, number)), _pixels(training), chunk)
-        closer = found.distance < best
-        best[closer], index[closer], symmetry[closer] = found.distance[closer], found.index[closer], number
-    return Neighbours(best / np.sqrt(np.prod(queries.shape[1:])), index, symmetry)
-
-
-def nearest_features(queries: np.ndarray, training: np.ndarray, *, chunk: int = 512) -> Neighbours:
-    """Find the nearest training row in Euclidean distance, features ``(N, D)`` against ``(M, D)``."""
-    queries, training = np.asarray(queries, dtype=np.float32), np.asarray(training, dtype=np.float32)
-    if queries.ndim != 2 or training.ndim != 2 or queries.shape[1] != training.shape[1]:
-        raise BadInput(f"Features must be (N, D) with one D; got {queries.shape} and {training.shape}.")
-    if not (np.isfinite(queries).all() and np.isfinite(training).all()):
-        raise BadInput("The features hold NaN or infinity: check the images and the encoder's weights.")
-    return _nearest(queries, training, chunk)
-
-
-def symmetric(images: np.ndarray, number: int) -> np.ndarray:
-    """Return images ``(N, H, H, C)`` under one of eight symmetries: ``number`` % 4 quarter turns, flipped from 4 on."""
-    turned = np.rot90(images, number % 4, axes=(1, 2))
-    return turned if number < 4 else turned[:, :, ::-1]
+Embed = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # images -> rows per space, as encoders.embedding gives
 
 
 def near_copies(
@@ -109,38 +56,102 @@ def near_copies(
     }
 
 
-def copying_table(
-    sets: Mapping[str, ImageSet],
-    features: Mapping[str, np.ndarray],
+def authenticity(
+    distances: np.ndarray,
+    own: np.ndarray,
     *,
-    reference: str,
-    held_out: str,
-    quantile: float = 0.01,
+    clusters: Sequence[str] | None = None,  # lesion of each image; None: every image is one of its own
     confidence: float = 0.95,
-    symmetries: bool = True,
-) -> pd.DataFrame:
-    """Look for near-copies of training images in several sets, in pixels and in features.
+) -> dict[str, float]:
+    """Return the share of images that lie farther from their nearest training image than that one from its neighbour.
 
-    ``sets`` and ``features`` map the same names to image sets and to their features (n, D); ``reference`` names the
-    train fold, ``held_out`` the real images that calibrate the threshold.  Columns: ``set, space ("pixels" or
-    "features")`` and the keys of :func:`near_copies`; the held-out row comes first in each space.
+    ``distances`` (N,) lead from each image to its nearest training image, ``own`` (N,) from that training image to the
+    nearest other one (Alaa et al. 2022, "How Faithful is your Synthetic Data?", definition of A).  A generator that
+    copies has 0.  There is no value that good images must have: what new real images have depends on the data, so they
+    are the scale.  Returns ``authenticity, authenticity_low, authenticity_high``; the interval is Wilson's, with as
+    many independent images as ``clusters`` differ *(reading: images of one lesion count as one)*.  All nan where a
+    training image has no other to compare with.
     """
-    for name, given in (("reference", reference), ("held_out", held_out)):
-        if given not in sets or given not in features:
-            raise BadInput(f"{name} is '{given}', which is not among the sets {sorted(set(sets) & set(features))}.")
-    names = [held_out, *(name for name in sets if name not in (reference, held_out))]
+    distances, own = np.asarray(distances, dtype=float), np.asarray(own, dtype=float)
+    if not len(distances) or len(distances) != len(own):
+        raise BadInput(f"Authenticity needs one neighbour's distance per image; got {len(distances)} and {len(own)}.")
+    if not np.isfinite(own).all():
+        return dict.fromkeys(("authenticity", "authenticity_low", "authenticity_high"), float("nan"))
+    share, n = float((distances > own).mean()), len(set(clusters)) if clusters is not None else len(own)
+    low, high = wilson(share * n, n, confidence=confidence)
+    return {"authenticity": share, "authenticity_low": low, "authenticity_high": high}
+
+
+class CopySearch:
+    """Training images, held-out images and sets of synthetic ones, in several spaces and under the eight symmetries.
+
+    ``sets`` maps names to image sets of one size; ``reference`` names the train fold, ``held_out`` the real images that
+    nobody trained on.  The spaces are ``pixels`` (root mean square difference per pixel in [0, 1]) and those of
+    ``embed``, such as ``encoders.embedding``: features and perceptual space.  A network is not indifferent to flips
+    and turns, so every queried image is embedded eight times; to bound the time, at most ``max_embedded`` images of a
+    set are, chosen at random.  All training images are embedded once, those that are found eight times more.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, ImageSet],
+        embed: Embed | None = None,  # None: pixels only
+        *,
+        reference: str,
+        held_out: str,
+        symmetries: bool = True,  # also compare the queries flipped and turned: augmentation hides copies otherwise
+        max_embedded: int = 250,  # images of a set that are embedded; in pixels all of them are searched
+        seed: int = 0,  # of that choice
+    ) -> None:
+        for name, given in (("reference", reference), ("held_out", held_out)):
+            if given not in sets:
+                raise BadInput(f"{name} is '{given}', which is not among the sets {sorted(sets)}.")
+        empty = [name for name, part in sets.items() if not len(part)]
+        if empty:
+            raise BadInput(f"There is no image in {empty}: leave such a set out.")
+        if len(shapes := {part.images.shape[1:] for part in sets.values()}) > 1:
+            raise BadInput(f"Copies are looked for among images of one size; got {sorted(shapes)}: resize first.")
+        self.reference, self.held_out = reference, held_out
+        self.names = [held_out, *(name for name in sets if name not in (reference, held_out))]
+        self.indices: dict[str, TrainingIndex] = {}  # by space; those of one embedding share an index
+        self.asked: dict[str, dict[str, ImageSet]] = {}
+        self.rows: dict[str, dict[str, np.ndarray]] = {}  # space, set -> rows (versions, n, D)
+        for function in (pixel_rows, *([embed] if embed else [])):
+            index = TrainingIndex(sets[reference], function, symmetries=symmetries)
+            most = max(map(len, sets.values())) if function is pixel_rows else max_embedded
+            asked = {name: _some(sets[name], most, seed) for name in self.names}
+            found = {name: versions(part.images, function, symmetries=symmetries) for name, part in asked.items()}
+            for space in index.spaces:
+                self.indices[space], self.asked[space] = index, asked
+                self.rows[space] = {name: rows[space] for name, rows in found.items()}
+
+    @property
+    def spaces(self) -> list[str]:
+        """Names of the spaces, pixels first."""
+        return list(self.indices)
+
+    def nearest(self, space: str, name: str) -> Neighbours:
+        """Return the nearest training image of every image of a set that is asked about in a space."""
+        return self.indices[space].nearest(space, self.rows[space][name])
+
+
+def copying_table(search: CopySearch, *, quantile: float = 0.01, confidence: float = 0.95) -> pd.DataFrame:
+    """Look for near-copies of training images in several sets and spaces, and say how authentic the images are.
+
+    Columns: ``set, space`` and the keys of :func:`near_copies` and of :func:`authenticity`; the held-out row, which is
+    the scale, comes first in each space.  ``n`` is what was asked about: fewer than the set has, where
+    ``search.max_embedded`` says so.  The nearest other training image is one of another group (lesion).
+    """
     rows = []
-    for space in ("pixels", "features"):
-        if space == "pixels":
-            train = sets[reference].images
-            distances = {
-                name: nearest_images(sets[name].images, train, symmetries=symmetries).distance for name in names
-            }
-        else:
-            distances = {name: nearest_features(features[name], features[reference]).distance for name in names}
-        for name in names:
-            counted = near_copies(distances[name], distances[held_out], quantile=quantile, confidence=confidence)
-            rows.append({"set": name, "space": space, **counted})
+    for space in search.spaces:
+        found = {name: search.nearest(space, name) for name in search.names}
+        for name, neighbours in found.items():
+            scale = found[search.held_out].distance
+            counted = near_copies(neighbours.distance, scale, quantile=quantile, confidence=confidence)
+            own = search.indices[space].own(space, neighbours.index)
+            groups = search.asked[space][name].table["group"]
+            shares = authenticity(neighbours.distance, own, clusters=groups, confidence=confidence)
+            rows.append({"set": name, "space": space, **counted, **shares})
     return pd.DataFrame(rows)
 
 
@@ -160,25 +171,8 @@ def nearest_pairs(queries: ImageSet, training: ImageSet, *, n: int = 12) -> np.n
     return np.concatenate([queries.images[closest], *neighbours])
 
 
-def _pixels(images: np.ndarray) -> np.ndarray:
-    """Return float32 ``(N, H W 3)``: levels over 255 around mid-grey, where the matrix product loses least."""
-    return images.reshape(len(images), int(np.prod(images.shape[1:]))).astype(np.float32) / np.float32(
-        255
-    ) - np.float32(0.5)
-
-
-def _nearest(queries: np.ndarray, training: np.ndarray, chunk: int) -> Neighbours:
-    """Search by matrix products in float32; measure the winning pairs again in float64."""
-    if not len(training):
-        raise BadInput("There is no training image to compare with: pass the train fold.")
-    centre = training.mean(0)  # far from the origin the matrix product would lose the differences
-    training = training - centre
-    squares = (training**2).sum(1)
-    index, distance = np.empty(len(queries), dtype=np.int64), np.empty(len(queries))
-    for start in range(0, len(queries), chunk):
-        rows = slice(start, start + chunk)
-        block = queries[rows] - centre
-        index[rows] = (squares - 2 * (block @ training.T)).argmin(1)  # the query's own square is the same for all
-        difference = block.astype(np.float64) - training[index[rows]]
-        distance[rows] = np.sqrt((difference**2).sum(1))
-    return Neighbours(distance, index, np.zeros(len(queries), dtype=np.int64))
+def _some(images: ImageSet, most: int, seed: int) -> ImageSet:
+    """Return at most so many of the images, in their order."""
+    if len(images) <= most:
+        return images
+    return images.select(np.sort(np.random.default_rng(seed).permutation(len(images))[:most]))

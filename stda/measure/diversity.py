@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stda import BadInput
-from stda.measure.fidelity import squared_distances
+from stda.measure.distances import squared_distances
 
 
 def class_diversity(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 
 import numpy as np
 import pandas as pd
 
 from stda import BadInput
+from stda.measure.distances import blocks, distance_chunks
 
 # below this the bias of FID is larger than most differences one would like to see (Binkowski et al. 2018, fig. 1)
 FID_RELIABLE_N = 2048
 REAL_ROW = "real (other half)"
+COPIES_ROW = "copies of training images"
 
 
 def kid(
@@ -27,10 +29,11 @@ def kid(
 
     The unbiased squared maximum mean discrepancy with the kernel (a.b / D + 1)^3 (Binkowski et al. 2018); it may be
     slightly negative for equal distributions.  Keys: ``kid`` on all rows, ``kid_low``, ``kid_high`` around it, and
-    ``subset_mean``, ``subset_std`` (what torchmetrics and torch-fidelity report).  The kernel matrices are computed
-    once, 8 (N^2 + M^2 + N M) bytes.  The interval comes from subsets drawn without replacement: their spread times
-    sqrt(b / (n - b)) is the spread of the full estimate (delete-d jackknife, Shao and Wu 1989), exact scaling where the
-    distributions differ and conservative where they are equal.  No interval (nan) for fewer than 4 rows a side.
+    ``subset_mean``, ``subset_std`` (what torchmetrics and torch-fidelity report).  Every block of the kernel matrices
+    is computed once, added to all subsets it is part of, and forgotten; their rows take 8 ``subsets`` (N + M) bytes.
+    The interval comes from subsets drawn without replacement: their spread times sqrt(b / (n - b)) is that of the full
+    estimate (delete-d jackknife, Shao and Wu 1989), exact scaling where the distributions differ and conservative
+    where they are equal.  No interval (nan) for fewer than 4 rows a side.
     """
     x, y = _features(x, y)
     n = min(len(x), len(y))
@@ -39,19 +42,52 @@ def kid(
     size = n // 2 if subset_size is None else subset_size
     if size > n:
         raise BadInput(f"subset_size is {size} but the smaller side has {n} images; choose at most {n}.")
-    kernels = tuple((a @ b.T / x.shape[1] + 1.0) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-    everything = float(_mmd(kernels, np.ones((1, len(x))), np.ones((1, len(y))))[0])
+    drawn = subsets if size >= 2 and subsets >= 2 else 0
+    rng = np.random.default_rng(seed)
+    members = [np.vstack([np.ones((1, len(side))), _subsets(rng, drawn, size, len(side))]) for side in (x, y)]
+    everything, *values = _discrepancies(x, y, *members).tolist()
     result = {"kid": everything, "kid_low": np.nan, "kid_high": np.nan, "subset_mean": np.nan, "subset_std": np.nan}
-    if size < 2 or subsets < 2:
+    if not drawn:
         return result
 
-    rng = np.random.default_rng(seed)
-    values = _mmd(kernels, _subsets(rng, subsets, size, len(x)), _subsets(rng, subsets, size, len(y)))
-    result |= {"subset_mean": float(values.mean()), "subset_std": float(values.std())}
+    result |= {"subset_mean": float(np.mean(values)), "subset_std": float(np.std(values))}
     if size < n:
-        tails = np.quantile(values - values.mean(), [(1 - confidence) / 2, (1 + confidence) / 2])
+        tails = np.quantile(values - np.mean(values), [(1 - confidence) / 2, (1 + confidence) / 2])
         result["kid_low"], result["kid_high"] = (everything + tails * np.sqrt(size / (n - size))).tolist()
     return result
+
+
+def kid_of_subsets(
+    x: np.ndarray,
+    y: np.ndarray,
+    rows_x: np.ndarray,
+    rows_y: np.ndarray,
+    *,
+    dtype: type = np.float64,  # of the matrix products; float32 is twice as fast, sums are float64 either way
+) -> np.ndarray:
+    """Return the KID ``(S,)`` of given subsets: rows ``rows_x`` (S, a) of ``x`` against ``rows_y`` (S, b) of ``y``.
+
+    The rows of a subset must differ.  Subsets that overlap much share the kernel of all rows that occur in any of them;
+    where the subsets hold fewer pairs than that kernel, each is computed alone.  Mean and standard deviation of the
+    values are what torch-fidelity and torchmetrics call KID when they draw the same rows.
+    """
+    x, y = _features(x, y)
+    rows_x, rows_y = np.asarray(rows_x), np.asarray(rows_y)
+    if rows_x.ndim != 2 or rows_y.ndim != 2 or len(rows_x) != len(rows_y) or min(rows_x.shape[1], rows_y.shape[1]) < 2:
+        raise BadInput(f"Subsets are (S, a) and (S, b) rows with a, b >= 2; got {rows_x.shape} and {rows_y.shape}.")
+    for rows, n in ((rows_x, len(x)), (rows_y, len(y))):
+        if rows.min(initial=0) < 0 or rows.max(initial=0) >= n or (np.diff(np.sort(rows)) == 0).any():
+            raise BadInput(f"The rows of a subset must differ and lie in 0 to {n - 1}.")
+    used_x, used_y = np.unique(rows_x), np.unique(rows_y)
+    if len(rows_x) * (rows_x.shape[1] + rows_y.shape[1]) ** 2 < (len(used_x) + len(used_y)) ** 2:
+        whole = np.ones((1, rows_x.shape[1]), dtype), np.ones((1, rows_y.shape[1]), dtype)
+        each = [_discrepancies(x[a], y[b], *whole, dtype) for a, b in zip(rows_x, rows_y, strict=True)]
+        return np.concatenate([np.zeros(0), *each])
+    members = []
+    for rows, used in ((rows_x, used_x), (rows_y, used_y)):
+        members.append(np.zeros((len(rows), len(used)), dtype))
+        np.put_along_axis(members[-1], np.searchsorted(used, rows), 1, axis=1)
+    return _discrepancies(x[used_x], y[used_y], *members, dtype)
 
 
 def fid(x: np.ndarray, y: np.ndarray) -> float:
@@ -59,21 +95,25 @@ def fid(x: np.ndarray, y: np.ndarray) -> float:
 
     |mean difference|^2 + tr(Sx) + tr(Sy) - 2 tr((Sx Sy)^(1/2)) in float64 with covariances over n - 1 (Heusel et al.
     2017).  The last trace is the sum of the singular values of A B^T for any roots Sx = A^T A, Sy = B^T B: with fewer
-    images than dimensions the centred features themselves are such roots; otherwise a Cholesky root of Sx and the
-    symmetric eigenvalues of L^T Sy L serve.  No square root of the non-symmetric product, no epsilon on the diagonal.
+    images than dimensions the centred features themselves are such roots, otherwise a Cholesky root; where both sides
+    have many, the symmetric eigenvalues of A Sy A^T serve.  No square root of the non-symmetric product, no epsilon on
+    the diagonal.  With many images features are converted block by block, and D x D matrices are what is held.
     """
     x, y = _features(x, y)
     if min(len(x), len(y)) < 2:
         raise BadInput(f"FID needs at least two images on each side; got {len(x)} and {len(y)}.")
-    a = (x - x.mean(0)) / np.sqrt(len(x) - 1)
-    b = (y - y.mean(0)) / np.sqrt(len(y) - 1)
-    if min(len(x), len(y)) < x.shape[1]:
+    mean_x, mean_y = x.mean(0, dtype=np.float64), y.mean(0, dtype=np.float64)
+    few_x, few_y = len(x) < x.shape[1], len(y) < x.shape[1]
+    a = (x - mean_x) / np.sqrt(len(x) - 1) if few_x else _covariance(x, mean_x)
+    b = (y - mean_y) / np.sqrt(len(y) - 1) if few_y else _covariance(y, mean_y)
+    traces = sum((m**2).sum() if few else np.trace(m) for m, few in ((a, few_x), (b, few_y)))
+    if few_x or few_y:
+        a, b = a if few_x else _root(a).T, b if few_y else _root(b).T
         cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
     else:
-        root = _root(a.T @ a)
-        eigenvalues = np.linalg.eigvalsh(root.T @ (b.T @ b) @ root)
-        cross = np.sqrt(np.clip(eigenvalues, 0.0, None)).sum()
-    distance = ((x.mean(0) - y.mean(0)) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * cross
+        root = _root(a)
+        cross = np.sqrt(np.clip(np.linalg.eigvalsh(root.T @ b @ root), 0.0, None)).sum()
+    distance = ((mean_x - mean_y) ** 2).sum() + traces - 2 * cross
     return max(0.0, float(distance))  # rounding only: the distance is never negative
 
 
@@ -88,15 +128,12 @@ def prdc(real: np.ndarray, fake: np.ndarray, *, k: int = 5, chunk: int = 1024) -
     real, fake = _features(real, fake)
     if min(len(real), len(fake)) <= k:
         raise BadInput(f"With k={k} neighbours both sets need more than {k} images; got {len(real)} and {len(fake)}.")
-    real, fake = real - real[0], fake - real[0]  # far from the origin the matrix product would lose the differences
     real_radius, fake_radius = _radii(real, k, chunk), _radii(fake, k, chunk)
     inside_real = 0.0  # pairs (real ball, fake point inside it)
     fake_covered = np.zeros(len(fake), dtype=bool)
     real_recalled = np.zeros(len(real), dtype=bool)
     real_covered = np.zeros(len(real), dtype=bool)
-    for start in range(0, len(real), chunk):
-        rows = slice(start, start + chunk)
-        distances = squared_distances(real[rows], fake)
+    for rows, distances in distance_chunks(real, fake, chunk=chunk):
         in_ball = distances < real_radius[rows, None]
         inside_real += in_ball.sum()
         fake_covered |= in_ball.any(0)
@@ -126,44 +163,136 @@ def fidelity_table(
 
     ``features`` maps a set's name to (n, D); ``reference`` names the train fold among them.  The reference is cut into
     two halves (no lesion in both, when ``groups`` is given): one is the yardstick of every row, the other is the first
-    row.  Every row uses the same number of images on both sides (the smallest eligible set decides), because all these
-    measures move with the sample size; the columns ``n`` and ``n_reference`` state it, ``available`` what there was.
+    row.  The second row, "copies of training images", is the yardstick drawn again with replacement: what a generator
+    scores that has stored its training images.  None of these measures sees copying.  Every row uses the same number of
+    images on both sides (the smallest eligible set decides), because all these measures move with the sample size; the
+    columns ``n`` and ``n_reference`` state it, ``available`` what there was.
     Other columns: ``set, kid, kid_low, kid_high, fid, precision, recall, density, coverage, note``.
 
     All features are divided by the root mean square of the reference's: KID and FID depend on the scale of an encoder's
     features, and without this SqueezeNet's come out in millions where others' are below one.
     """
-    if reference not in features or REAL_ROW in features:
-        raise BadInput(f"The sets {list(features)} must hold the reference '{reference}', and none '{REAL_ROW}'.")
+    require_sets(features, reference)
     rng = np.random.default_rng(seed)
-    yardstick, other_half = _halves(np.asarray(features[reference]), groups, rng)
+    yardstick, other_half = halves(np.asarray(features[reference]), groups, rng)
+    scale = _scale(yardstick)
     rows = {REAL_ROW: other_half} | {name: np.asarray(f) for name, f in features.items() if name != reference}
-    scale = float(np.sqrt(np.square(yardstick, dtype=np.float64).mean())) or 1.0
     yardstick, rows = yardstick / scale, {name: values / scale for name, values in rows.items()}
-    smallest = max(min_samples, k + 1)
-    n = min([len(f) for f in rows.values() if len(f) >= smallest] + [len(yardstick), max_samples])
-    yardstick = yardstick[rng.permutation(len(yardstick))[:n]]
+    table = _rows(
+        yardstick, rows, rng, smallest=max(min_samples, k + 1), largest=max_samples,
+        settings={"k": k, "subsets": subsets, "confidence": confidence, "seed": seed},
+    )  # fmt: skip
+    biased = table["n"].between(1, FID_RELIABLE_N - 1)
+    table.loc[biased, "note"] = "few images bias FID upwards: compare it within this table only"
+    return table
+
+
+def class_fidelity(
+    features: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    *,
+    reference: str,
+    seed: int,
+    groups: np.ndarray | None = None,  # lesion of each reference row: both halves then share no lesion
+    k: int = 5,  # neighbours of precision, recall, density and coverage
+    subsets: int = 200,  # behind the interval of KID
+    confidence: float = 0.95,
+    min_samples: int = 20,  # fewer on a side: the row says so and holds no number
+    max_samples: int = 2000,  # upper bound of the images used on each side
+) -> pd.DataFrame:
+    """Return :func:`fidelity_table` for every class of the reference, with ``label`` as the first column.
+
+    ``labels`` maps a set's name to its (n,) classes.  The number of images is equal within a class, not between them,
+    so only what does not move with it is filled in *(reading)*.  KID is unbiased; for equal distributions density has
+    expectation 1 at any n, and coverage one that depends on ``k`` and hardly on n (1 - 2^-k for many).  All three are
+    given from ``min_samples`` on.
+    Precision and recall need balls that are small beside the class: from 20 ``k`` images.  FID is given from
+    2,048 images.  The notes say what was left out, how many images there are, and how many it takes; the reference is
+    cut in halves first, so a class needs twice as many real images.  Features are divided by one scale for all classes.
+    """
+    require_sets(features, reference)
+    for name, values in features.items():
+        if name not in labels or len(values) != len(labels[name]):
+            raise BadInput(f"Set '{name}' has {len(values)} rows and needs as many labels, one for each row.")
+    groups = np.arange(len(features[reference])) if groups is None else np.asarray(groups)
+    require_groups(groups, len(features[reference]))
+    scale, parts = _scale(np.asarray(features[reference])), []
+    settings = {"k": k, "subsets": subsets, "confidence": confidence, "seed": seed}
+    for label in sorted(set(labels[reference])):
+        rng = np.random.default_rng(seed)
+        own = {name: np.asarray(x)[np.asarray(labels[name]) == label] / scale for name, x in features.items()}
+        yardstick, other_half = halves(own.pop(reference), groups[np.asarray(labels[reference]) == label], rng)
+        rows, smallest = {REAL_ROW: other_half} | own, max(min_samples, k + 1)
+        table = _rows(yardstick, rows, rng, smallest=smallest, largest=max_samples, settings=settings)
+        few_neighbours, few_for_fid = table["n"].between(1, 20 * k - 1), table["n"].between(1, FID_RELIABLE_N - 1)
+        table.loc[few_neighbours, ["precision", "recall"]] = np.nan
+        table.loc[few_for_fid, "fid"] = np.nan
+        table.loc[few_neighbours, "note"] += f"; no precision and recall: need {20 * k} images on both sides"
+        table.loc[few_for_fid, "note"] += f"; no FID: needs {FID_RELIABLE_N}"
+        table["note"] = table["note"].str.removeprefix("; ")
+        table.insert(0, "label", label)
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def halves(x: np.ndarray, groups: np.ndarray | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the rows into two halves at random; rows of one group go the same way."""
+    groups = np.arange(len(x)) if groups is None else np.asarray(groups)
+    require_groups(groups, len(x))
+    _, code = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(code)
+    order = rng.permutation(len(sizes))
+    first = np.zeros(len(sizes), dtype=bool)
+    first[order[np.cumsum(sizes[order]) <= (len(x) + 1) // 2]] = True
+    return x[first[code]], x[~first[code]]
+
+
+def require_sets(sets: Mapping, reference: str) -> None:
+    """Raise unless the reference is one of the sets and no name is one that a table gives to its own rows."""
+    if reference not in sets or REAL_ROW in sets or COPIES_ROW in sets:
+        raise BadInput(
+            f"The sets {list(sets)} must hold the reference '{reference}', and none '{REAL_ROW}' or '{COPIES_ROW}'."
+        )
+
+
+def require_groups(groups: np.ndarray, n: int) -> None:
+    """Raise unless every reference row has its group."""
+    if len(groups) != n:
+        raise BadInput(f"{len(groups)} groups came with {n} reference rows; they must agree.")
+
+
+def equal_number(yardstick: Sized, sets: Mapping[str, Sized], *, smallest: int, largest: int) -> int:
+    """Return how many images every row uses on each side: what the smallest set has that has enough, at most."""
+    return min([len(x) for x in sets.values() if len(x) >= smallest] + [len(yardstick), largest])
+
+
+def _rows(
+    yardstick: np.ndarray,
+    sets: Mapping[str, np.ndarray],
+    rng: np.random.Generator,
+    *,
+    smallest: int,
+    largest: int,
+    settings: Mapping[str, float],
+) -> pd.DataFrame:
+    """Return the rows of a table: each set, and the copies behind the first one, against the yardstick at equal n."""
+    n = equal_number(yardstick, sets, smallest=smallest, largest=largest)
+    available = len(yardstick)
+    yardstick = yardstick[rng.permutation(available)[:n]]
+    used = {name: values[rng.permutation(len(values))[:n]] for name, values in sets.items()}
+    counts = {name: len(values) for name, values in sets.items()} | {COPIES_ROW: available}
+    used[COPIES_ROW] = yardstick[rng.integers(0, max(n, 1), n)]
     table = []
-    for name, values in rows.items():
-        row = {"set": name, "available": len(values), "n": 0, "n_reference": n}
-        row["note"] = f"not measured: needs at least {smallest} images on both sides"
-        if min(len(values), n) >= smallest:
-            used = values[rng.permutation(len(values))[:n]]
-            row |= {"n": n, **_compare(yardstick, used, k=k, subsets=subsets, confidence=confidence, seed=seed)}
-            row["note"] = (
-                "" if n >= FID_RELIABLE_N else "few images bias FID upwards: compare it within this table only"
-            )
+    for name in [REAL_ROW, COPIES_ROW, *(name for name in sets if name != REAL_ROW)]:
+        row = {"set": name, "available": counts[name], "n": 0, "n_reference": n, "note": ""}
+        if min(counts[name], n) >= smallest:
+            row |= {"n": n, **_compare(yardstick, used[name], **settings)}
+        else:
+            there = f"there are {counts[name]} and {available}"
+            row["note"] = f"not measured: needs at least {smallest} images on both sides, {there}"
         table.append(row)
     columns = ["set", "available", "n", "n_reference", "kid", "kid_low", "kid_high", "fid"]
     return pd.DataFrame(table, columns=[*columns, "precision", "recall", "density", "coverage", "note"])
-
-
-def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return squared Euclidean distances ``(N, M)`` of rows by one matrix product; what is only rounding becomes 0."""
-    scale = (x**2).sum(1)[:, None] + (y**2).sum(1)[None, :]
-    squares = scale - 2 * (x @ y.T)
-    squares[squares < 64 * np.finfo(squares.dtype).eps * scale] = 0
-    return squares
 
 
 def _compare(
@@ -174,12 +303,16 @@ def _compare(
     return wanted | {"fid": fid(yardstick, used)} | prdc(yardstick, used, k=k)
 
 
+def _scale(features: np.ndarray) -> float:
+    """Return the root mean square of the features, 1 where there is none."""
+    return float(np.sqrt(np.square(features, dtype=np.float64).mean())) or 1.0 if features.size else 1.0
+
+
 def _features(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as float64 ``(N, D)``, or say what is wrong with them."""
-    x, y = np.asarray(x), np.asarray(y)
+    """Return both as floating-point ``(N, D)`` without a copy where they are that, or say what is wrong with them."""
+    x, y = (a if a.dtype.kind == "f" else a.astype(np.float64) for a in map(np.asarray, (x, y)))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not x.shape[1]:
         raise BadInput(f"Features must be (N, D) with one D; got {x.shape} and {y.shape}: use one encoder for both.")
-    x, y = x.astype(np.float64), y.astype(np.float64)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise BadInput("The features hold NaN or infinity: check the images and the encoder's weights.")
     return x, y
@@ -193,14 +326,49 @@ def _subsets(rng: np.random.Generator, n_subsets: int, size: int, n: int) -> np.
     return member
 
 
-def _mmd(kernels: tuple[np.ndarray, ...], in_x: np.ndarray, in_y: np.ndarray) -> np.ndarray:
-    """Return the unbiased squared discrepancy of each subset, given the kernel matrices of all rows."""
-    k_xx, k_yy, k_xy = kernels
-    n, m = in_x.sum(1), in_y.sum(1)
-    within_x = ((in_x @ k_xx) * in_x).sum(1) - in_x @ np.diag(k_xx)
-    within_y = ((in_y @ k_yy) * in_y).sum(1) - in_y @ np.diag(k_yy)
-    between = ((in_x @ k_xy) * in_y).sum(1)
+def _discrepancies(
+    x: np.ndarray, y: np.ndarray, in_x: np.ndarray, in_y: np.ndarray, dtype: type = np.float64
+) -> np.ndarray:
+    """Return the unbiased squared discrepancy of each subset, given which rows it has: 0/1 (S, N) and (S, M)."""
+    n, m = in_x.sum(1, dtype=np.float64), in_y.sum(1, dtype=np.float64)
+    within_x, within_y = _kernel_sums(x, in_x, dtype=dtype), _kernel_sums(y, in_y, dtype=dtype)
+    between = _kernel_sums(x, in_x, y, in_y, dtype=dtype)
     return within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * between / (n * m)
+
+
+def _kernel_sums(
+    x: np.ndarray, in_x: np.ndarray, y: np.ndarray | None = None, in_y: np.ndarray | None = None, *, dtype: type
+) -> np.ndarray:
+    """Return the sum of the kernel over the pairs of each subset ``(S,)``, without ``y`` over pairs of different rows.
+
+    The kernel is symmetric: within one set the blocks above the diagonal count twice.
+    """
+    sums = np.zeros(len(in_x))
+    other, in_other = (x, in_x) if y is None else (y, in_y)
+    for rows in blocks(len(x)):
+        a = x[rows].astype(dtype)
+        for columns in blocks(len(other)):
+            if y is None and columns.start < rows.start:
+                continue
+            diagonal = y is None and columns == rows
+            kernel = a @ (a if diagonal else other[columns].astype(dtype)).T
+            kernel /= x.shape[1]
+            kernel += 1.0
+            kernel *= kernel * kernel
+            if diagonal:
+                np.fill_diagonal(kernel, 0.0)
+            part = np.einsum("sj,sj->s", in_x[:, rows] @ kernel, in_other[:, columns], dtype=np.float64)
+            sums += part if y is not None or diagonal else 2 * part
+    return sums
+
+
+def _covariance(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return the float64 covariance over n - 1 of the rows, converting a block of them at a time."""
+    total = np.zeros((x.shape[1], x.shape[1]))
+    for rows in blocks(len(x)):
+        centred = x[rows] - mean
+        total += centred.T @ centred
+    return total / (len(x) - 1)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
@@ -213,26 +381,13 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 
 def _radii(x: np.ndarray, k: int, chunk: int) -> np.ndarray:
-    """Return the squared distance of each row to its ``k``-th nearest other row."""
+    """Return the squared distance of each row to its ``k``-th nearest other row, less what may be rounding.
+
+    Points on the very edge of a ball, such as copies of the neighbour that made it, are outside of an open ball.
+    """
     radii = np.empty(len(x))
-    for start in range(0, len(x), chunk):
-        distances = squared_distances(x[start : start + chunk], x)
-        rows = np.arange(len(distances))
-        distances[rows, rows + start] = 0.0  # exactly, so that the centre is the one that is not counted
-        radii[start : start + chunk] = np.partition(distances, k, axis=1)[:, k]
-    return radii
-
-
-def _halves(
-    reference: np.ndarray, groups: np.ndarray | None, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the rows into two halves at random; rows of one group go the same way."""
-    groups = np.arange(len(reference)) if groups is None else np.asarray(groups)
-    if len(groups) != len(reference):
-        raise BadInput(f"{len(groups)} groups came with {len(reference)} reference rows; they must agree.")
-    _, code = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(code)
-    order = rng.permutation(len(sizes))
-    first = np.zeros(len(sizes), dtype=bool)
-    first[order[np.cumsum(sizes[order]) <= (len(reference) + 1) // 2]] = True
-    return reference[first[code]], reference[~first[code]]
+    for rows, distances in distance_chunks(x, x, chunk=chunk):
+        distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = 0.0  # exactly: the centre, not counted
+        distances.partition(k, axis=1)
+        radii[rows] = distances[:, k]
+    return radii * (1 - 1e-9)

@@ -8,7 +8,7 @@ Transposed convolutions leave periodic patterns that no eye sees; the power spec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from stda import BadInput
 from stda.measure.fidelity import REAL_ROW
 from stda.measure.realism import LUMA, PENALTY, halves, weighted_auroc
 
-FEWEST = 10  # images of each side that a classifier is fitted on, at least
+FEWEST_TOLD = 10  # images of each side that a classifier is fitted on, and that it is tried on, at least
 FAINTEST = 1e-3  # power in levels^2: below it rounding to whole levels is all there is
 
 
@@ -26,7 +26,7 @@ FAINTEST = 1e-3  # power in levels^2: below it rounding to whole levels is all t
 class Telltale:
     """A linear classifier of real and synthetic features: the score of features ``(N, D)`` is ``f @ weights + bias``.
 
-    A positive score says synthetic.  ``real`` and ``synthetic`` are the rows that it was not fitted on.
+    A positive score says synthetic.  ``real`` and ``synthetic`` are rows that it was not fitted on, to try it on.
     """
 
     weights: np.ndarray
@@ -50,14 +50,15 @@ def find_telltale(
     real: np.ndarray,
     synthetic: np.ndarray,
     *,
-    groups: tuple[np.ndarray, np.ndarray] | None = None,  # lesion of each row; a row of a group may be on both sides
+    groups: Sequence[np.ndarray] | None = None,  # lesion of each real and of each synthetic row
+    max_tried: int = 200,  # upper bound of the rows of each side that are left to try it on
     seed: int = 0,
 ) -> Telltale:
     """Fit the classifier of :func:`stda.measure.real_or_synthetic` on half of the lesions of both sides.
 
     ``real`` (N, D) and ``synthetic`` (M, D) are features.  Rows of one group, real or synthetic, stay together: what is
     looked at, on the other half, was not learned by heart.  Raises BadInput for NaN, other widths, or fewer than
-    :data:`FEWEST` images on a side of either half.
+    :data:`FEWEST_TOLD` images on a side of either half.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -68,17 +69,19 @@ def find_telltale(
         raise BadInput(f"Features must be (N, D) with one D; got {real.shape} and {synthetic.shape}.")
     if not (np.isfinite(real).all() and np.isfinite(synthetic).all()):
         raise BadInput("The features hold NaN or infinity: check the images and the encoder's weights.")
-    fitted = _half_of_the_groups(len(real), len(synthetic), groups, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    fitted = _half_of_the_groups(len(real), len(synthetic), groups, rng)
     counts = [int(half[side].sum()) for half in (fitted, [~rows for rows in fitted]) for side in (0, 1)]
-    if min(counts) < FEWEST:
-        raise BadInput(f"A half holds only {min(counts)} images of one kind; give more than {2 * FEWEST} of each.")
+    if min(counts) < FEWEST_TOLD:
+        raise BadInput(f"A half holds only {min(counts)} images of one kind; give more than {2 * FEWEST_TOLD} of each.")
     x = np.concatenate([real[fitted[0]], synthetic[fitted[1]]])
     model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500, class_weight="balanced"))
     model.fit(x, np.arange(len(x)) >= fitted[0].sum())
     scaler, line = model[0], model[1]
     weights = line.coef_[0] / scaler.scale_
     bias = float(line.intercept_[0] - (scaler.mean_ * weights).sum())
-    return Telltale(weights, bias, *(np.flatnonzero(~rows) for rows in fitted))
+    tried = [np.sort(rng.permutation(np.flatnonzero(~rows))[:max_tried]) for rows in fitted]
+    return Telltale(weights, bias, *tried)
 
 
 def position_auc(real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
@@ -160,7 +163,7 @@ def spectrum_table(
 
 
 def _half_of_the_groups(
-    n_real: int, n_synthetic: int, groups: tuple[np.ndarray, np.ndarray] | None, rng: np.random.Generator
+    n_real: int, n_synthetic: int, groups: Sequence[np.ndarray] | None, rng: np.random.Generator
 ) -> list[np.ndarray]:
     """Return which rows of each side are fitted: those of half of the groups, one draw for both sides."""
     if groups is None:

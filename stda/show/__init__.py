@@ -1,5 +1,6 @@
 """What a reader sees: figures with alt text, tables, progress, notebooks as HTML, and the index of a study."""
 
+from stda.show.bias import prevalence, switch_rates
 from stda.show.charts import (
     arms,
     arms_figure,
@@ -11,10 +12,12 @@ from stda.show.charts import (
     recall_heatmap,
     reliability,
 )
+from stda.show.copies import copies
 from stda.show.evidence import agreement, confidence_curve, repeatability
 from stda.show.figures import PALETTE, attribution_grid, figure, grid, mosaic, show
 from stda.show.progress import progress
 from stda.show.render import render_notebook
+from stda.show.rulers import faults, growth
 from stda.show.sheets import Watch, class_sheet, confusion, ladder, training_grids, wanted_counts
 from stda.show.site import build_index
 from stda.show.tables import table, text
@@ -32,15 +35,19 @@ __all__ = [
     "class_sheet",
     "confidence_curve",
     "confusion",
+    "copies",
     "effects",
     "effects_figure",
     "evidence_maps",
+    "faults",
     "figure",
     "grid",
+    "growth",
     "ladder",
     "loss_curves",
     "mosaic",
     "perturbation_curves",
+    "prevalence",
     "progress",
     "recall_heatmap",
     "reliability",
@@ -48,6 +55,7 @@ __all__ = [
     "repeatability",
     "show",
     "spectra",
+    "switch_rates",
     "table",
     "text",
     "told_by_place",

@@ -6,9 +6,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # every line starts with this, so that reports can fold the lines and nbval's sanitizer can drop them:
 #     regex: (?m)^progress \|.*\n?
@@ -114,3 +118,26 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+@contextmanager
+def watched(console: Console, label: str, *, every_seconds: float = 5.0) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a callback for :func:`stda.shards.make_shard`: a bar at a terminal, else a line every few seconds."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    started = last = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None, pace="")
+
+        def callback(record: dict[str, Any]) -> None:
+            nonlocal last
+            now, step, steps = time.monotonic(), record["step"], record["steps"]
+            rate = (step - record["resumed"]) / max(now - started, 1e-9)
+            pace = f"{rate:.3g} images/s, {duration((steps - step) / rate)} left"
+            bar.update(task, completed=step, total=steps, pace=pace)
+            if not console.is_terminal and now - last >= every_seconds:
+                last = now
+                print(f"{label}: {step}/{steps}, {pace}", file=sys.stderr, flush=True)
+
+        yield callback

@@ -31,11 +31,15 @@ def finish(job, headline="x", *, repeats=0, **facts):
             split=split, label=np.resize(CLASSES, n), predicted=rng.choice(CLASSES, n), p_a=0.5, p_b=0.5
         )
         table.to_csv(run.path("predictions.csv"), index=False)
+        test = table[table["split"] == "test"]
+        measure.switches(test, {"hair": test.assign(predicted="a")}).to_csv(run.path("switches.csv"), index=False)
         if repeats:
-            test = table[table["split"] == "test"].drop(columns=["group", "split"])
+            test = test.drop(columns=["group", "split"])
             pd.concat([test.assign(repeat=k) for k in range(repeats)]).to_csv(run.path("repeats.csv"), index=False)
     if job.stage == "wgan":
         pd.DataFrame({"set": ["wgan"], "kid": [0.1 + job.replicate]}).to_csv(run.path("fidelity.csv"), index=False)
+        rates = pd.DataFrame({"set": "wgan", "space": ["pixels", "features"], "rate": [0.1 * job.replicate, 0.4]})
+        rates.assign(copying=[job.replicate == 1, False]).to_csv(run.path("copying.csv"), index=False)
     run.finish(headline=headline, **facts)
 
 
@@ -60,6 +64,10 @@ def test_predictions_arms_and_what_is_missing():
         (r, arm): 40 for r in (0, 1) for arm in ("balanced", "wgan")
     }
     assert found.fidelity["kid"].tolist() == [pytest.approx(0.6)]
+    rates = found.copying.set_index(["generator", "set", "space"])
+    assert rates.loc[("wgan", "wgan", "pixels"), ["rate", "copying"]].tolist() == pytest.approx([0.05, 0.5])
+    assert rates.loc[("wgan", "wgan", "features"), ["rate", "copying"]].tolist() == pytest.approx([0.4, 0.0])
+    assert found.realism["generator"].tolist() == ["no generator was run"]
     assert "replicate 2" in found.not_run["what"].tolist()
     assert {"nst", "dcgan", "pggan"} <= set(found.not_run["what"])
     assert found.updates["updates"].eq(300).all()
@@ -81,6 +89,25 @@ def test_every_training_is_collected_and_a_single_one_is_the_first():
     assert found["image_id"].str.len().eq(2).all()  # ids stay text
     spreads = measure.spread_table(found, baseline="balanced", synthetic=[])
     assert spreads["spread"].eq("over replicates").all()  # not every arm has repeats
+
+
+def test_answers_to_altered_images_are_collected():
+    for arm in ("balanced", "classic"):
+        finish(Job("classification", 0, arm), updates=300)
+    found = collect().switches
+    columns = ["replicate", "arm", "altered", "image_id", "group", "label", "before", "after"]
+    assert found.columns.tolist() == columns
+    assert found["image_id"].str.len().eq(2).all()  # ids stay text
+    assert found.groupby("arm").size().to_dict() == {"balanced": 20, "classic": 20}
+    rates = measure.switch_rates(found, baseline="balanced").set_index("arm")
+    assert rates.loc["classic", "switched"] == (found["before"] != "a")[found["arm"] == "classic"].mean()
+
+
+def test_an_arm_without_altered_images_is_run_again():
+    finish(Job("classification", 0, "balanced"), updates=300)
+    (runs.runs_root() / "quick/r0/classification/balanced/switches.csv").unlink()
+    with pytest.raises(BadInput, match="run it again"):
+        collect()
 
 
 def test_left_overs_that_the_registered_params_do_not_plan_stay_out():

@@ -3,9 +3,10 @@ import re
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from stda.show import progress
-from stda.show.progress import PREFIX, _Lines, describe, duration, interactive
+from stda.show.progress import PREFIX, _Lines, describe, duration, interactive, watched
 
 
 class Terminal(io.StringIO):
@@ -86,3 +87,18 @@ def test_describe_takes_numbers_and_words_only():
 
 def test_duration_in_words():
     assert [duration(s) for s in (0.4, 59, 185, 7800, float("inf"))] == ["0 s", "59 s", "3 min 05 s", "2 h 10 min", "–"]
+
+
+def test_a_terminal_gets_a_bar_and_a_log_gets_lines(capsys):
+    record = {"steps": 10, "resumed": 4}
+    screen = io.StringIO()
+    with watched(Console(file=screen, force_terminal=True, width=100), "shard 0 of 1") as callback:
+        callback({**record, "step": 9})
+    assert "9/10" in screen.getvalue()
+    assert "images/s" in screen.getvalue()
+    with watched(Console(file=io.StringIO()), "shard 0 of 1", every_seconds=0) as callback:
+        callback({**record, "step": 9})
+    line = capsys.readouterr().err
+    assert line.startswith("shard 0 of 1: 9/10, ")
+    assert "images/s" in line
+    assert line.endswith(" left\n")

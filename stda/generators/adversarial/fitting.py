@@ -13,7 +13,7 @@ from stda.compute import rng
 from stda.generators.adversarial.batches import Batches
 from stda.generators.adversarial.checkpoint import Checkpoints, unpack
 from stda.generators.adversarial.training import Training, check_finite, update_average
-from stda.generators.adversarial.watching import Watching, remember, some
+from stda.generators.adversarial.watching import CHOICE, Watching, remember, some
 from stda.generators.base import Callback, image_seeds
 from stda.images import ImageSet, to_tensor
 
@@ -110,7 +110,7 @@ class Fit:
 
     @torch.no_grad()
     def look(self, training: Training, images: ImageSet, held_out: ImageSet, classes: list[str]) -> dict[str, float]:
-        """Return the critic's mean opinion of train and held-out images, and the judge's of as many synthetic ones."""
+        """Return the critic's mean opinion of train and held-out images, and what the judge says of synthetic ones."""
         gan, record = self.gan, {}
         for key, real in {"d_train": some(images, len(held_out)), "d_held_out": held_out}.items():
             record[key] = self.mean_opinion(training, real, classes)
@@ -118,9 +118,9 @@ class Fit:
             average = training.networks["average"]
             self.settle(training)
             made = gan.draw(average, held_out.labels, classes, image_seeds(1, len(held_out)))
-            record["kid"] = float(self.watching.judge(held_out, made))
+            record |= {name: float(value) for name, value in self.watching.judge(held_out, made).items()}
             if gan.full_grown(training):
-                remember(training, record["kid"])
+                remember(training, record[CHOICE])
         return record
 
     def mean_opinion(self, training: Training, real: ImageSet, classes: list[str]) -> float:

@@ -135,13 +135,13 @@ class Adversarial(Generator):
         seed: int,
         callback: Callback | None = None,
         held_out: ImageSet | None = None,  # of the validation fold: looked at every watch_every steps, never trained on
-        judge: Judge | None = None,  # (held-out, synthetic) -> distance, which keep="best" and patience go by
+        judge: Judge | None = None,  # (held-out, synthetic) -> numbers; keep="best" and patience go by its "kid"
         checkpoints: Path | None = None,  # a folder: a fit that was killed goes on from there, bit for bit
     ) -> pd.DataFrame:
         """Train on the train fold and return the history, one row per step.
 
         A look adds ``d_train`` and ``d_held_out`` (the critic's mean opinion of real images it learns from and of ones
-        it does not) and the judge's ``kid``.  Raises TrainingDiverged on a non-finite loss.
+        it does not) and the numbers of the judge, such as ``kid``.  Raises TrainingDiverged on a non-finite loss.
         """
         require_train(train, self.name)
         self.classes, self.size = train.classes, train.size

@@ -12,9 +12,11 @@ from stda import BadInput
 from stda.generators.adversarial.training import Training
 from stda.images import ImageSet
 
-# (held-out real images, synthetic ones with the same labels) -> a distance, the smaller the better; nan: cannot tell.
+# (held-out real images, synthetic ones with the same labels) -> named numbers for the history, nan: cannot tell.  One
+# of them is CHOICE, a distance, the smaller the better, by which weights are kept and patience is counted.
 # Its attribute "identity" (str, optional) tells judges apart: a fit that is resumed is judged by the same one
-Judge = Callable[[ImageSet, ImageSet], float]
+Judge = Callable[[ImageSet, ImageSet], dict[str, float]]
+CHOICE = "kid"
 
 
 @dataclass(frozen=True)

@@ -274,7 +274,7 @@ def test_the_digest_sees_every_pixel_and_label():
 def test_another_judge_is_another_fit(tmp_path):
     def run(identity):
         def judge(real, synthetic):
-            return 0.0
+            return {"kid": 0.0}
 
         judge.identity, seen = identity, []
         generator = generators.create("wgan", compute=CPU, watch_every=2, checkpoint_every=2, **TINY["wgan"])

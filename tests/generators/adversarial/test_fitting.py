@@ -45,7 +45,7 @@ def test_the_judge_sees_held_out_images_and_as_many_synthetic_ones_of_the_same_l
 
     def judge(real, synthetic):
         seen.append((real, synthetic))
-        return 0.0
+        return {"kid": 0.0}
 
     fit("dcgan", held_out=VAL, judge=judge, watch_every=6, watch_images=4)
     assert [sorted(set(real.labels)) for real, _ in seen] == [["dark"], ["light"]]
@@ -74,11 +74,12 @@ def test_the_best_weights_are_kept_where_asked():
 
     def judge(real, synthetic):
         shots.append(synthetic)
-        return next(values)
+        return {"kid": next(values), "copies": float(len(shots))}
 
     generator, history = fit(held_out=VAL, judge=judge, watch_every=2, steps=10, keep="best")
     assert generator.kept == {"(all)": 4}
     assert history["kid"].dropna().tolist() == [5.0, 2.0, 3.0, 2.0]
+    assert history["copies"].dropna().tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
     again = generator.regenerate(shots[1].table)
     assert np.array_equal(again, shots[1].images)
     assert not np.array_equal(again, shots[4].images)
@@ -89,12 +90,12 @@ def test_the_best_weights_are_kept_where_asked():
 
 
 def test_a_judge_that_never_can_tell_keeps_the_last():
-    generator, _ = fit(held_out=VAL, judge=lambda real, synthetic: math.nan, watch_every=5, keep="best")
+    generator, _ = fit(held_out=VAL, judge=lambda real, synthetic: {"kid": math.nan}, watch_every=5, keep="best")
     assert generator.kept == {"(all)": 12}
 
 
 def test_patience_waits_for_looks_that_can_tell():
-    _, history = fit(held_out=VAL, judge=lambda r, s: math.nan, watch_every=2, patience=2, steps=20)
+    _, history = fit(held_out=VAL, judge=lambda r, s: {"kid": math.nan}, watch_every=2, patience=2, steps=20)
     assert len(history) == 20
 
 
@@ -115,7 +116,7 @@ def test_a_look_asks_in_the_batches_of_training():
 def test_patience_ends_training():
     values = iter([3.0, 1.0, 2.0, 2.0, 0.0])
     generator, history = fit(
-        held_out=VAL, judge=lambda r, s: next(values), watch_every=2, steps=40, patience=2, keep="best"
+        held_out=VAL, judge=lambda r, s: {"kid": next(values)}, watch_every=2, steps=40, patience=2, keep="best"
     )
     assert history["step"].tolist() == list(range(1, 9))
     assert generator.kept == {"(all)": 4}
@@ -125,7 +126,9 @@ def test_a_network_that_still_grows_is_neither_kept_nor_stopped():
     # the judge likes it the less the larger it is: the first look at the full size is the best that counts
     values = iter(range(100))
     knobs = {"watch_every": 3, "keep": "best", "patience": 2, "train": discs(size=16), "steps": 60}
-    generator, history = fit("pggan", held_out=discs(size=16, split="val"), judge=lambda r, s: next(values), **knobs)
+    generator, history = fit(
+        "pggan", held_out=discs(size=16, split="val"), judge=lambda r, s: {"kid": next(values)}, **knobs
+    )
     grown = history[(history["resolution"] == 16) & (history["alpha"] == 1) & history["kid"].notna()]
     assert len(history[history["kid"].notna()]) > len(grown) + 2
     assert generator.kept == {"(all)": grown["step"].iloc[0]}
