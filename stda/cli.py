@@ -284,6 +284,7 @@ def _make_shard(order: Order, folder: Path, shard: int, generator: Generator, so
 def _checked(name: str, data_root: str, console: Console) -> studies.Study:
     """Load a study and check everything that can be known before it runs; warm the image cache on the way."""
     from stda import batch
+    from stda.checks import check_choices
     from stda.data import load as load_images
     from stda.data import skipped, split
 
@@ -304,55 +305,12 @@ def _checked(name: str, data_root: str, console: Console) -> studies.Study:
         )
         split(images.table, val_fraction=d.val_fraction, test_fraction=d.test_fraction, seed=wanted.study.seed)
     console.print(f"{len(images)} images of {len(images.classes)} classes at {d.image_size} px.", highlight=False)
-    _check_choices(wanted, images.classes)
+    check_choices(wanted, images.classes)
     if "warning" in images.table.attrs:
         console.print(images.table.attrs["warning"], style="yellow", highlight=False, markup=False)
     for reason in skipped(images):
         console.print(f"skipped {reason}", highlight=False, markup=False)
     return wanted
-
-
-def _check_choices(study: studies.Study, classes: list[str]) -> None:
-    """Check what needs the data or the disk to be known: a class that is named, masks, files."""
-    from stda.data import has_masks
-
-    named = {"nst.content_class": study.nst.content_class, "dcgan.small_class": study.dcgan.small_class}
-    for key, name in named.items():
-        if name and name not in classes:
-            raise BadInput(f"{key} is '{name}', but the data has {', '.join(classes)}; choose one of these.")
-    least = {"dcgan": ("steps", len(classes) if study.dcgan.mode == "per-class" else 1)}
-    least["wgan"] = ("latent", len(classes) + 1)
-    for name, (key, fewest) in least.items():
-        given = getattr(getattr(study, name), key)
-        if name in study.generators and given < fewest:
-            raise BadInput(f"{name}.{key} is {given}; with {len(classes)} classes it must be {fewest} or more.")
-    if study.results.metric in ("sensitivity", "specificity") and len(classes) != 2:
-        raise BadInput(
-            f"results.metric is '{study.results.metric}', which needs two classes; the data has {len(classes)}."
-        )
-    wants_masks = study.nst.regions or "lesion" in (study.nst.content_mask, study.nst.style_mask)
-    if "nst" in study.generators and wants_masks and not has_masks(study.data.model_dump()):
-        raise BadInput(
-            f"nst asks for lesion masks, which source {study.data.source} lacks here; leave content_mask, style_mask "
-            "and regions at their defaults."
-        )
-    if study.nst.start_file and not Path(study.nst.start_file).is_file():
-        raise BadInput(f"nst.start_file {study.nst.start_file} is not there; give the path of a picture.")
-    _check_weights("data.encoder_weights", study.data.encoder, study.data.encoder_weights or "cache", "in-domain")
-    _check_weights("classification.weights", study.classification.network, study.classification.weights, "vgg8")
-
-
-def _check_weights(key: str, network: str, weights: str, without: str) -> None:
-    """Raise when a file of weights, given or in torchvision's cache, is not there; ``without`` is a network without."""
-    if network == without or weights == "none":
-        return
-    if weights == "cache":
-        from stda.encoders import cached_weights
-
-        weights = str(cached_weights(network))
-    if not Path(weights).is_file():
-        remedy = "encoder: in-domain" if key.startswith("data") else "weights: none"
-        raise BadInput(f"{key} of {network}: {weights} is not there; give the path of the file, or choose {remedy}.")
 
 
 def _print_plan(study: studies.Study, plan: object, console: Console) -> None:

@@ -109,6 +109,8 @@ def test_check_refuses_a_class_with_a_single_group(project, monkeypatch, capsys)
         ("nst", {"start": "file", "start_file": "/nowhere.png"}, "nst.start_file /nowhere.png is not there"),
         ("data", {"encoder": "vgg16", "encoder_weights": "no/such.pth"}, "no/such.pth is not there"),
         ("classification", {"network": "resnet18", "weights": "no/such.pth"}, "choose weights: none"),
+        ("data", {"judge": "inception"}, "data.judge is 'inception'. No Inception weights of FID at"),
+        ("data", {"judge": "mobilenet_v2"}, "or choose judge: auto."),
         ("results", {"metric": "sensitivity"}, None),
     ],
 )
@@ -117,6 +119,7 @@ def test_check_names_choices_that_the_data_or_the_disk_does_not_have(
 ):
     import yaml
 
+    monkeypatch.setenv("TORCH_HOME", str(project / "no-cache"))
     folder_study(project)
     path = project / "params" / "mine.yaml"
     content = yaml.safe_load(path.read_text())

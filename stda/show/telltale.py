@@ -50,7 +50,8 @@ def evidence_maps(images: np.ndarray, maps: np.ndarray, *, alt: str, caption: st
     height, width = images.shape[1:3]
     large = zoom(maps, (1, height / maps.shape[1], width / maps.shape[2]), order=1, mode="nearest", grid_mode=True)
     cells = np.concatenate([images, coloured(large, together=True)])
-    show(mosaic(cells, columns=len(images), row_labels=["image", "evidence"]), alt=alt, caption=caption)
+    fig = mosaic(cells, columns=len(images), row_labels=["image", "evidence"], zoom=max(1, 56 // height))
+    show(fig, alt=alt, caption=caption)
 
 
 def spectra(table: pd.DataFrame, *, alt: str, caption: str = "") -> None:
