@@ -198,7 +198,7 @@ def audit(
     files: Annotated[list[str], typer.Argument(help="tables, in order (before, after); or example:isic2019-report")],
     as_json: Annotated[bool, typer.Option("--json", help="write the findings as JSON")] = False,
 ) -> None:
-    r"""Say which numbers of a published table cannot be, rounding included, with the arithmetic.
+    """Say which numbers of a published table cannot be, rounding included, with the arithmetic.
 
     A file is Markdown, CSV, LaTeX or scikit-learn's classification report, with prose around it:
 
@@ -217,7 +217,7 @@ def audit(
     A number stands for half a unit of its last digit to both sides;
     143/182 is exact. A prior becomes a whole number of the n images.
     Exit code 1: something is impossible or inconsistent.
-    """
+    """  # noqa: D301
     from stda.measure import claims
 
     raise typer.Exit(claims.run(files, as_json=as_json))
