@@ -12,6 +12,7 @@ from stda.measure.distances import blocks, distance_chunks
 
 # below this the bias of FID is larger than most differences one would like to see (Binkowski et al. 2018, fig. 1)
 FID_RELIABLE_N = 2048
+BLOCK = 1024  # rows of a kernel block: small, so that the symmetry of a set saves work
 REAL_ROW = "real (other half)"
 COPIES_ROW = "copies of training images"
 
@@ -345,9 +346,9 @@ def _kernel_sums(
     """
     sums = np.zeros(len(in_x))
     other, in_other = (x, in_x) if y is None else (y, in_y)
-    for rows in blocks(len(x)):
+    for rows in blocks(len(x), BLOCK):
         a = x[rows].astype(dtype)
-        for columns in blocks(len(other)):
+        for columns in blocks(len(other), BLOCK):
             if y is None and columns.start < rows.start:
                 continue
             diagonal = y is None and columns == rows
