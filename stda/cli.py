@@ -211,6 +211,7 @@ def audit(
         NV,    .34,       .77,    .47, 3863
 
     First column: class, or model for a row of overall rates each.
+    List every class, or say how many there are (classes: 8).
     More columns: prior, specificity, sensitivity, accuracy.
     More lines, for all tables where no heading is above: classes,
     prevalence, positives, macro F1, averaging, units, labels.

@@ -71,12 +71,14 @@ def training_judge(data_folder: Path, compute: Compute) -> Callable[[ImageSet, I
     nan.
     """
     encoder = encoders.load_in_domain(data_folder / "in_domain")
+    # in the precision of the training: a look is for watching, reported numbers are float32
+    store = encoders.FeatureStore(encoder, compute=compute, precision=compute.precision)
     copies = CopyWatch(ImageSet.load(data_folder).select(split="train"))
 
     def judge(real: ImageSet, synthetic: ImageSet) -> dict[str, float]:
         if len(real) < FEWEST_JUDGED:
             return dict.fromkeys(("kid", "near_copies", "authenticity"), math.nan)
-        x, y = (encoders.encode(encoder, part.images, compute=compute) for part in (real, synthetic))
+        x, y = store.features(real.images), encoders.encode(store.network, synthetic.images, compute=compute)
         scale = float(np.sqrt(np.square(x, dtype=np.float64).mean())) or 1.0
         return {"kid": measure.kid(x / scale, y / scale, subsets=0)["kid"], **copies.look(real, synthetic)}
 

@@ -19,7 +19,6 @@ from stda.measure.membership import membership_attack, membership_table
 from stda.measure.neighbours import (
     Neighbours,
     TrainingIndex,
-    nearest_features,
     nearest_images,
     nearest_rows,
     pixel_rows,
@@ -32,12 +31,11 @@ from stda.measure.rulers import PLAIN, growth_table, ruler_table, spoil
 from stda.measure.scores import metrics_table, scores
 from stda.measure.similarity import class_similarity, ms_ssim, ssim
 from stda.measure.switching import disturbed_sentence, switch_rates, switch_sentence, switch_table, switches
-from stda.measure.telltale import FEWEST_TOLD, Telltale, find_telltale, position_auc, power_spectrum, spectrum_table
+from stda.measure.telltale import Telltale, find_telltale, position_auc, power_spectrum, spectrum_table
 from stda.measure.verdict import arm_table, judge
 
 __all__ = [
     "COPIES_ROW",
-    "FEWEST_TOLD",
     "PLAIN",
     "REAL_ROW",
     "Collected",
@@ -79,7 +77,6 @@ __all__ = [
     "metrics_table",
     "ms_ssim",
     "near_copies",
-    "nearest_features",
     "nearest_images",
     "nearest_pairs",
     "nearest_rows",

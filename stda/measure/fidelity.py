@@ -35,6 +35,7 @@ def kid(
     The interval comes from subsets drawn without replacement: their spread times sqrt(b / (n - b)) is that of the full
     estimate (delete-d jackknife, Shao and Wu 1989), exact scaling where the distributions differ and conservative
     where they are equal.  No interval (nan) for fewer than 4 rows a side.
+    Rows count as independent: several images of one lesion raise the similarity within a set, and so the KID a little.
     """
     x, y = _features(x, y)
     n = min(len(x), len(y))
@@ -176,7 +177,7 @@ def fidelity_table(
     require_sets(features, reference)
     rng = np.random.default_rng(seed)
     yardstick, other_half = halves(np.asarray(features[reference]), groups, rng)
-    scale = _scale(yardstick)
+    scale = _scale(np.asarray(features[reference]))
     rows = {REAL_ROW: other_half} | {name: np.asarray(f) for name, f in features.items() if name != reference}
     yardstick, rows = yardstick / scale, {name: values / scale for name, values in rows.items()}
     table = _rows(
@@ -204,9 +205,10 @@ def class_fidelity(
     """Return :func:`fidelity_table` for every class of the reference, with ``label`` as the first column.
 
     ``labels`` maps a set's name to its (n,) classes.  The number of images is equal within a class, not between them,
-    so only what does not move with it is filled in *(reading)*.  KID is unbiased; for equal distributions density has
-    expectation 1 at any n, and coverage one that depends on ``k`` and hardly on n (1 - 2^-k for many).  All three are
-    given from ``min_samples`` on.
+    so only what has the same value for equal distributions at any number is filled in *(reading)*.  KID is unbiased;
+    density has expectation 1, and coverage one that depends on ``k`` and hardly on n (1 - 2^-k for many).  All three
+    are given from ``min_samples`` on.  Where the distributions differ, only KID is comparable between classes: the
+    balls of density and coverage shrink as n grows, and see the same difference better.
     Precision and recall need balls that are small beside the class: from 20 ``k`` images.  FID is given from
     2,048 images.  The notes say what was left out, how many images there are, and how many it takes; the reference is
     cut in halves first, so a class needs twice as many real images.  Features are divided by one scale for all classes.

@@ -10,6 +10,7 @@ from stda.measure.copying import CopySearch
 from stda.measure.neighbours import nearest_rows
 from stda.measure.realism import weighted_auroc
 
+FEWEST_LESIONS = 20  # of members and of others: with fewer, intervals are too short (of 10: 6 % above chance, not 2.5)
 FALSE_ALARMS = {"found_at_1": 0.01, "found_at_10": 0.10}  # shares of the non-members that are accused
 
 
@@ -31,10 +32,10 @@ def membership_table(
     Returns per set and space ``set, space, auc, low, high, found_at_1, found_at_10, n_members, n_others, n_synthetic``.
     AUC 0.5: no better than chance.  ``found_at_10`` is the share of members above the score that a tenth of the others
     reach, nan where fewer than ten others stand for it (100 for ``found_at_1``).  The interval is a Bayesian bootstrap
-    over lesions of the candidates; it does not hold the luck of drawing the synthetic images.  All nan where no class
-    has candidates of both kinds.  Two limits: validation images that chose the weights (keep="best") are not quite
-    unseen, which hides a little of the leak; and an AUC near 0.5 clears this attack only, not stronger ones that know
-    the generator.
+    over lesions of the candidates, nan where one side has fewer than :data:`FEWEST_LESIONS`; it does not hold the luck
+    of drawing the synthetic images.  All nan where no class has candidates of both kinds.  Two limits: validation
+    images that chose the weights (keep="best") are not quite unseen, which hides a little of the leak; and an AUC near
+    0.5 clears this attack only, not stronger ones that know the generator.
     """
     if not 0 < confidence < 1:
         raise BadInput(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95.")
@@ -85,6 +86,8 @@ def membership_attack(
     drawn = np.random.default_rng(seed).standard_exponential((resamples, lesion.max() + 1))
     auc, *draws = weighted_auroc(is_member, score, weights * np.vstack([np.ones(len(score)), drawn[:, lesion]]))
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if min(len(np.unique(groups[side])) for side in (is_member, ~is_member)) < FEWEST_LESIONS:
+        low = high = np.nan
     found = {key: _found(score, is_member, weights, share) for key, share in FALSE_ALARMS.items()}
     return {"auc": float(auc), "low": float(low), "high": float(high)} | found | counts
 

@@ -133,16 +133,6 @@ def nearest_images(
     return nearest_version(rows, _flat(training), chunk=chunk)
 
 
-def nearest_features(queries: np.ndarray, training: np.ndarray, *, chunk: int = 512) -> Neighbours:
-    """Find the nearest training row in Euclidean distance, features ``(N, D)`` against ``(M, D)``."""
-    queries, training = np.asarray(queries, dtype=np.float32), np.asarray(training, dtype=np.float32)
-    if queries.ndim != 2 or training.ndim != 2 or queries.shape[1] != training.shape[1]:
-        raise BadInput(f"Features must be (N, D) with one D; got {queries.shape} and {training.shape}.")
-    if not (np.isfinite(queries).all() and np.isfinite(training).all()):
-        raise BadInput("The features hold NaN or infinity: check the images and the encoder's weights.")
-    return nearest_rows(queries, training, chunk=chunk)
-
-
 def symmetric(images: np.ndarray, number: int) -> np.ndarray:
     """Return images ``(N, H, H, C)`` under one of eight symmetries: ``number`` % 4 quarter turns, flipped from 4 on."""
     turned = np.rot90(images, number % 4, axes=(1, 2))
@@ -166,14 +156,16 @@ def versions(
 def pixel_rows(images: np.ndarray, *, max_side: int = MAX_SIDE) -> dict[str, np.ndarray]:
     """Return the pixels of images as the space ``pixels``: uint8 ``(N, D)``.
 
-    Images of a multiple of ``max_side`` are averaged to it, which flips and turns do not change *(reading: a copy shows
-    at that size, and the search costs a fraction)*; others are taken as they are.
+    Larger images are averaged over squares of whole pixels, the smallest that bring both sides to at most ``max_side``,
+    which flips and turns do not change *(reading: a copy shows at that size, and the search costs a fraction)*.  Where
+    only squares would do that leave less than half of ``max_side``, or none, the images are taken as they are.
     """
     n, height, width, channels = images.shape
-    down, across = height // max_side, width // max_side
-    if height % max_side == width % max_side == 0 and max(down, across) > 1:
-        tiles = images.reshape(n, max_side, down, max_side, across, channels)
-        images = tiles.mean(axis=(2, 4), dtype=np.float32).round().astype(np.uint8)
+    tiles = range(-(-max(height, width) // max_side), 2 * min(height, width) // max_side + 1)
+    tile = next((side for side in tiles if height % side == width % side == 0), 1)
+    if tile > 1:
+        squares = images.reshape(n, height // tile, tile, width // tile, tile, channels)
+        images = squares.mean(axis=(2, 4), dtype=np.float32).round().astype(np.uint8)
     return {"pixels": _flat(images)}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stda import BadInput
-from stda.measure.fidelity import REAL_ROW
+from stda.measure.fidelity import REAL_ROW, halves
 
 PENALTY = 0.01  # inverse strength of the ridge: features outnumber images, and an unpenalised fit would only memorise
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -26,7 +26,7 @@ def real_or_synthetic(
     groups: Mapping[str, np.ndarray] | None = None,  # lesion of each row of each set, the content's for synthetic rows
     folds: int = 5,
     halvings: int = 3,  # random halvings of the real rows that are averaged over
-    min_samples: int = 20,  # a smaller set is listed without numbers, and does not shrink the others
+    min_samples: int = 20,  # a set with fewer is listed without numbers, and does not shrink the others
     max_samples: int = 1000,  # upper bound of the images on each side
     confidence: float = 0.95,
     resamples: int = 500,
@@ -40,24 +40,29 @@ def real_or_synthetic(
     regression with a ridge on standardised features, cross-validated; rows of one group, real or synthetic, are in one
     fold.
 
-    Returns ``set, auc, low, high, n`` (images on each side) and ``note``.  AUC 0.5: not to be told apart, 1: always.
+    Returns ``set, auc, low, high, n`` (images on each side) and ``note``, which says why a row has no numbers: a set or
+    a half with fewer images than ``min_samples``, or with fewer groups than folds.  AUC 0.5: not to be told apart, 1:
+    always.  Where the encoder was itself trained on the reference, even new real images may be told apart a little:
+    their row, and not 0.5, is then the scale.
     The interval is a Bayesian bootstrap over groups with the trained classifiers kept, widened by
     sqrt(1 + folds / (folds - 1)) for the luck of training them (Nadeau and Bengio 2003).  Simulated with equal
     distributions (120 studies, 300 real images, 60 features) it held 0.5 in 94 % of studies, unwidened in 82 %.
 
     Raises:
-        BadInput: no such reference, features of different width, groups of another length, too few groups.
+        BadInput: no such reference, features of different width or NaN, groups of another length.
     """
     rows, codes = _checked(features, reference, groups)
     n_groups = 1 + max(int(code.max()) for code in codes.values())
     rng = np.random.default_rng(seed)
     weights = np.vstack([np.ones(n_groups), rng.standard_exponential((resamples, n_groups))])
     others = [name for name in rows if name != reference]
-    measured = [name for name in others if len(rows[name]) >= min_samples]
-    n = min([max_samples, len(rows[reference]) // 2, *(len(rows[name]) for name in measured)])
-    found: dict[str, list[np.ndarray]] = {name: [] for name in (REAL_ROW, *measured)}
-    for _ in range(halvings):
-        first, second = halves(codes[reference], n, rng)
+    half = len(rows[reference]) // 2
+    measured = [name for name in others if min(len(rows[name]), half) >= min_samples]
+    n = min([max_samples, half, *(len(rows[name]) for name in measured)])
+    found: dict[str, list[np.ndarray | None]] = {name: [] for name in (REAL_ROW, *measured) if half >= min_samples}
+    for _ in range(halvings if found else 0):
+        cut = halves(np.arange(len(rows[reference])), codes[reference], rng)
+        first, second = (rng.permutation(part)[:n] for part in cut)
         for name in found:
             chosen = second if name == REAL_ROW else rng.permutation(len(rows[name]))[:n]
             source = reference if name == REAL_ROW else name
@@ -68,13 +73,19 @@ def real_or_synthetic(
     table = []
     tails, wider = [(1 - confidence) / 2, (1 + confidence) / 2], np.sqrt(1 + folds / (folds - 1))
     for name in (REAL_ROW, *others):
+        row = {"set": name, "auc": np.nan, "low": np.nan, "high": np.nan, "n": 0, "note": ""}
         if name not in found:
-            note = f"not measured: has {len(rows[name])} images, needs {min_samples}"
-            table.append({"set": name, "auc": np.nan, "low": np.nan, "high": np.nan, "n": 0, "note": note})
-            continue
-        auc, *drawn = np.mean(found[name], axis=0)
-        low, high = np.clip(auc + wider * (np.quantile(drawn, tails) - auc), 0, 1)
-        table.append({"set": name, "auc": float(auc), "low": float(low), "high": float(high), "n": n, "note": ""})
+            there = len(rows[reference]) - half if name == REAL_ROW else len(rows[name])
+            row["note"] = (
+                f"not measured: needs at least {min_samples} images on both sides, there are {there} and {half}"
+            )
+        elif any(part is None for part in found[name]):
+            row["note"] = f"not measured: needs {folds} lesions on both sides"
+        else:
+            auc, *drawn = np.mean(found[name], axis=0)
+            low, high = np.clip(auc + wider * (np.quantile(drawn, tails) - auc), 0, 1)
+            row |= {"auc": float(auc), "low": float(low), "high": float(high), "n": n}
+        table.append(row)
     return pd.DataFrame(table)
 
 
@@ -160,18 +171,6 @@ def _checked(
     return rows, dict(zip(rows, np.split(code, ends), strict=True))
 
 
-def halves(code: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``n`` rows for each of two halves that share no group (fewer if a large group gets in the way)."""
-    order = rng.permutation(int(code.max()) + 1)
-    rank = np.argsort(order)[code]
-    rows = np.argsort(rank, kind="stable")  # rows of one group stay together
-    middle = len(rows) // 2
-    cut = int(np.searchsorted(rank[rows], rank[rows[middle]]))
-    if cut == 0 or cut == len(rows):
-        raise BadInput("The real images cannot be halved without tearing a group apart: give more groups.")
-    return rng.permutation(rows[:cut])[:n], rng.permutation(rows[cut:])[:n]
-
-
 def _cross_validated(
     x: np.ndarray,
     synthetic: np.ndarray,
@@ -180,8 +179,11 @@ def _cross_validated(
     *,
     folds: int,
     rng: np.random.Generator,
-) -> np.ndarray:
-    """Return the mean over folds of the AUC ``(B,)`` on unseen rows, under group ``weights`` (B, G)."""
+) -> np.ndarray | None:
+    """Return the mean over folds of the AUC ``(B,)`` on unseen rows, under group ``weights`` (B, G).
+
+    None where a side has fewer groups than there are folds, or no fold holds rows of both sides.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
@@ -189,7 +191,7 @@ def _cross_validated(
 
     n_groups = min(len(np.unique(group[synthetic == side])) for side in (False, True))
     if n_groups < folds:
-        raise BadInput(f"{n_groups} groups on one side cannot fill {folds} folds: give more images or fewer folds.")
+        return None
     parts = StratifiedGroupKFold(folds, shuffle=True, random_state=int(rng.integers(2**31)))
     found = []
     for fit, unseen in parts.split(x, synthetic, group):
@@ -198,9 +200,7 @@ def _cross_validated(
         model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500))
         score = model.fit(x[fit], synthetic[fit]).decision_function(x[unseen])
         found.append(weighted_auroc(synthetic[unseen], score, weights[:, group[unseen]]))
-    if not found:
-        raise BadInput("No fold holds both kinds of images: give more groups or fewer folds.")
-    return np.mean(found, axis=0)
+    return np.mean(found, axis=0) if found else None
 
 
 def _check_pictures(images: np.ndarray, real: np.ndarray) -> None:

@@ -35,18 +35,25 @@ def growth_table(
     *,
     groups: np.ndarray,
     seed: int,
-    smallest: int = 20,  # images on each side at first; then twice as many, and so on
+    smallest: int = 20,  # images on each side at first (fewer where a half has fewer); then twice as many, and so on
     repeats: int = 10,  # random halves
 ) -> pd.DataFrame:
     """Return FID and KID of real images (N, D) against other real images, for growing numbers ``n`` on each side.
 
-    The images are cut into halves that share no group, again for every repeat.  Columns ``n, measure, mean`` over the
-    repeats, ``low, high``: one standard deviation less and more.  BadInput where a half has too few images.
+    One image of each group is taken, because both measures count images as independent, and several of one group would
+    pull KID upwards.  They are cut into halves at random, again for every repeat.  Columns ``n, measure, mean`` over
+    the repeats, ``low, high``: one standard deviation less and more.  BadInput where a half has one image.
     """
-    cuts = [halves(features, groups, np.random.default_rng([seed, r])) for r in range(repeats)]
+    cuts = []
+    for r in range(repeats):
+        rng = np.random.default_rng([seed, r])
+        order = rng.permutation(len(features))
+        single = order[np.unique(np.asarray(groups)[order], return_index=True)[1]]
+        cuts.append(halves(features[single], None, rng))
     largest = min(len(half) for cut in cuts for half in cut)
-    if largest < smallest:
-        raise BadInput(f"A half has {largest} images, fewer than smallest={smallest}: take a smaller number.")
+    if largest < 2:
+        raise BadInput(f"A half has {largest} images of different groups, and FID needs two: use more images.")
+    smallest = min(smallest, largest)
     rows = []
     for n in [smallest * 2**i for i in range(int(np.log2(largest / smallest)) + 1)]:
         cases = []

@@ -102,17 +102,17 @@ def pair_error(values: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     """Return the standard error of the mean of ``values`` (P,) of pairs of units ``a``, ``b`` (P,) of whole numbers.
 
     Pairs that share a unit are dependent: the sum over such pairs of pairs of the products of their residuals (Aronow,
-    Samii and Assenova 2015, eq. 2), with P - 1 for P; nan for one pair.  Where that sum is smaller than if only pairs
-    of the same two units were dependent, it is the latter.
+    Samii and Assenova 2015, eq. 2), with P - 1 for P; nan where all pairs are of the same two units.  Where that sum is
+    smaller than if only pairs of the same two units were dependent, it is the latter.
     """
     n = len(values)
-    if n < 2:
-        return float("nan")
     residuals = values - values.mean()
     size = int(max(a.max(), b.max())) + 1
     by_unit = np.bincount(a, residuals, size) + np.bincount(b, residuals, size)
     # a pair meets itself in both of its units, and pairs of the same two units meet twice: each counts once
     _, same = np.unique(np.minimum(a, b) * size + np.maximum(a, b), return_inverse=True)
+    if same.max(initial=0) == 0:
+        return float("nan")
     alone = (np.bincount(same, residuals) ** 2).sum()
     return float(np.sqrt(max((by_unit**2).sum() - alone, alone) / (n * (n - 1))))
 

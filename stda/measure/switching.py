@@ -53,13 +53,17 @@ def switch_table(
     ``light`` (share that switch under the equally strong light), ``beyond, beyond_low, beyond_high`` (the difference),
     ``change, change_low, change_high`` (of balanced accuracy), ``toward`` and ``gain`` (the class that wins most
     answers net, and how many images).  Differences have percentile intervals of the Bayesian bootstrap over lesions,
-    paired.  Alterations that have no scale (and the scales) have nan for ``light`` and ``beyond``.
+    paired, each at ``confidence`` by itself; for ``beyond`` every draw knows one lesion more that switched under the
+    artefact alone and one under its light alone (:func:`_beyond`).  Alterations that have no scale (and the scales)
+    have nan for ``light`` and ``beyond``.
     """
     require_columns(table, SWITCH_COLUMNS, what="switches")
     classes = sorted(set(table["label"]) | set(table["before"]) | set(table["after"]))
     lesions = {name: code for code, name in enumerate(sorted(set(table["group"])))}
-    weights = np.random.default_rng(seed).standard_exponential((resamples, len(lesions)))
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_exponential((resamples, len(lesions)))
     weights = np.vstack([np.ones(len(lesions)), weights])  # the first row is the estimate itself
+    added = np.vstack([np.zeros(2), rng.standard_exponential((resamples, 2))])
     parts = {name: part.sort_values("image_id") for name, part in table.groupby("altered", sort=False)}
     rates = {name: _rates(part, lesions, weights) for name, part in parts.items()}
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
@@ -69,7 +73,7 @@ def switch_table(
         low, high = wilson(share * n_lesions, n_lesions, confidence=confidence)
         row = {"altered": name, "images": len(part), "switched": share, "low": low, "high": high}
         if LIGHT + name in parts:
-            beyond = rates[name] - rates[LIGHT + name]
+            beyond = _beyond(rates[name] - rates[LIGHT + name], part, lesions, weights, added)
             row |= {"light": float(rates[LIGHT + name][0])} | _interval("beyond", beyond, tails)
         change = _balanced(part, "after", lesions, weights, classes) - _balanced(
             part, "before", lesions, weights, classes
@@ -142,7 +146,7 @@ def disturbed_sentence(rates: pd.DataFrame) -> str:
     return (
         f"More answers switch than under as strong a light with: {', '.join(words) or 'no artefact'}. "
         f"Fewer with: {', '.join(less) or 'none'}. Of the {len(scaled)} artefacts, "
-        f"{len(scaled) - len(more) - len(fewer)} cannot be told from their light."
+        f"{len(scaled) - len(more) - len(fewer)} cannot be told from their light (each with an interval of its own)."
     )
 
 
@@ -154,11 +158,13 @@ def switch_sentence(rates: pd.DataFrame) -> str:
         f"Of the baseline's answers {worst['switched']:.1%} switch under its most disturbing alteration, "
         f"{worst['altered']} ({worst['low']:.1%} to {worst['high']:.1%})."
     ]
-    for which in ("more", "fewer"):
+    for which, word in (("more", "more"), ("fewer", "less")):
         found = rates[rates["than_baseline"] == which]
         said = [f"{r.arm} under {r.altered} ({100 * r.difference:+.1f} points)" for r in found.itertuples()]
-        words.append(f"Arms that switch {which} often than it: {', '.join(said) if said else 'none that is shown'}.")
+        words.append(f"Arms that switch {word} often than it: {', '.join(said) if said else 'none that is shown'}.")
     words.append(f"{int((rates['than_baseline'] == 'undecided').sum())} comparisons are undecided.")
+    if rates["replicates"].max() == 1:
+        words.append("There is one replicate, and one decides nothing.")
     return " ".join(words)
 
 
@@ -171,6 +177,20 @@ def _rates(part: pd.DataFrame, lesions: Mapping[str, int], weights: np.ndarray) 
     images = np.bincount(code, minlength=len(lesions))
     switched = np.bincount(code, part["before"].to_numpy() != part["after"].to_numpy(), minlength=len(lesions))
     return weights @ switched / (weights @ images)
+
+
+def _beyond(
+    difference: np.ndarray, part: pd.DataFrame, lesions: Mapping[str, int], weights: np.ndarray, added: np.ndarray
+) -> np.ndarray:
+    """Return the difference of two shares ``(B,)`` with two lesions of mean size added, one for each side.
+
+    ``added`` are their weights ``(B, 2)``.  Reweighting alone cannot cross zero when all answers that differ are on one
+    side: one switched image against none would be shown to differ.  Adding a pair to each side is the remedy that
+    Agresti and Min (2005, Statistics in Medicine 24) give for paired shares *(reading: a lesion to each side)*.
+    """
+    images = np.bincount(part["group"].map(lesions).to_numpy(), minlength=len(lesions))
+    total, size = weights @ images, images[images > 0].mean()
+    return (difference * total + size * (added[:, 0] - added[:, 1])) / (total + size * added.sum(axis=1))
 
 
 def _balanced(

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from stda import BadInput
-from stda.measure.fidelity import REAL_ROW
-from stda.measure.realism import LUMA, PENALTY, halves, weighted_auroc
+from stda.measure.fidelity import REAL_ROW, halves
+from stda.measure.realism import LUMA, PENALTY, weighted_auroc
 
 FEWEST_TOLD = 10  # images of each side that a classifier is fitted on, and that it is tried on, at least
 FAINTEST = 1e-3  # power in levels^2: below it rounding to whole levels is all there is
@@ -53,12 +53,12 @@ def find_telltale(
     groups: Sequence[np.ndarray] | None = None,  # lesion of each real and of each synthetic row
     max_tried: int = 200,  # upper bound of the rows of each side that are left to try it on
     seed: int = 0,
-) -> Telltale:
+) -> Telltale | None:
     """Fit the classifier of :func:`stda.measure.real_or_synthetic` on half of the lesions of both sides.
 
     ``real`` (N, D) and ``synthetic`` (M, D) are features.  Rows of one group, real or synthetic, stay together: what is
-    looked at, on the other half, was not learned by heart.  Raises BadInput for NaN, other widths, or fewer than
-    :data:`FEWEST_TOLD` images on a side of either half.
+    looked at, on the other half, was not learned by heart.  None where a half holds fewer than
+    :data:`FEWEST_TOLD` images of one side.  Raises BadInput for NaN or other widths.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -73,7 +73,7 @@ def find_telltale(
     fitted = _half_of_the_groups(len(real), len(synthetic), groups, rng)
     counts = [int(half[side].sum()) for half in (fitted, [~rows for rows in fitted]) for side in (0, 1)]
     if min(counts) < FEWEST_TOLD:
-        raise BadInput(f"A half holds only {min(counts)} images of one kind; give more than {2 * FEWEST_TOLD} of each.")
+        return None
     x = np.concatenate([real[fitted[0]], synthetic[fitted[1]]])
     model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500, class_weight="balanced"))
     model.fit(x, np.arange(len(x)) >= fitted[0].sum())
@@ -144,8 +144,9 @@ def spectrum_table(
 
     if reference not in images or len(images[reference]) < 4:
         raise BadInput(f"The sets {list(images)} must hold the reference '{reference}' with at least four images.")
-    code = np.unique(np.arange(len(images[reference])) if groups is None else groups, return_inverse=True)[1]
-    first, second = halves(code, len(code), np.random.default_rng(seed))
+    first, second = halves(np.arange(len(images[reference])), groups, np.random.default_rng(seed))
+    if not len(first):
+        raise BadInput("The real images cannot be halved without tearing a group apart: give more groups.")
     spectra = {name: power_spectrum(part) for name, part in images.items()}
     real = np.log(np.maximum(spectra[reference][first], FAINTEST))
     sets = {REAL_ROW: spectra[reference][second], **{k: v for k, v in spectra.items() if k != reference}}

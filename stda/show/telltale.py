@@ -50,7 +50,7 @@ def evidence_maps(images: np.ndarray, maps: np.ndarray, *, alt: str, caption: st
     height, width = images.shape[1:3]
     large = zoom(maps, (1, height / maps.shape[1], width / maps.shape[2]), order=1, mode="nearest", grid_mode=True)
     cells = np.concatenate([images, coloured(large, together=True)])
-    fig = mosaic(cells, columns=len(images), row_labels=["image", "evidence"], zoom=max(1, 56 // height))
+    fig = mosaic(cells, columns=len(images), row_labels=["image", "evidence"], zoom=max(1, round(56 / height)))
     show(fig, alt=alt, caption=caption)
 
 
@@ -64,6 +64,8 @@ def spectra_figure(table: pd.DataFrame) -> Figure:
     missing = {"set", "waves", "ratio", "low", "high"} - set(table)
     if missing:
         raise BadInput(f"A table of spectra lacks {sorted(missing)}; pass what measure.spectrum_table gave.")
+    from matplotlib.ticker import LogLocator
+
     fig, axes = figure(height=3.4)
     ax, shade_of = axes[0, 0], 0
     for name, rows in table.groupby("set", sort=False):
@@ -74,6 +76,11 @@ def spectra_figure(table: pd.DataFrame) -> Figure:
         ax.fill_between(rows["waves"], rows["low"], rows["high"], color=shade, alpha=0.18, linewidth=0)
     ax.axhline(1, color=GREY, linewidth=0.8)
     ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, 0.5), max(high, 2))  # what real images differ by fills no chart
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
     ax.set_xlabel("waves across the picture")
     ax.set_ylabel("power over that of real images")
     legend_above(ax)

@@ -70,6 +70,17 @@ def test_the_interval_holds_chance_as_often_as_it_says():
     assert 180 <= held <= 198
 
 
+def test_few_lesions_on_a_side_have_no_interval():
+    score, member, labels, groups = people(400)
+    few = member | np.isin(groups, np.unique(groups[~member])[:19])
+    found = membership_attack(score[few], member[few], labels[few], groups[few])
+    assert np.isnan([found["low"], found["high"]]).all()
+    assert 0 < found["auc"] < 1
+    enough = member | np.isin(groups, np.unique(groups[~member])[:40])
+    found = membership_attack(score[enough], member[enough], labels[enough], groups[enough])
+    assert found["low"] < found["auc"] < found["high"]
+
+
 def test_false_alarms_that_few_others_cannot_show_are_unknown():
     score, member, labels, groups = people(60)
     found = membership_attack(score, member, labels, groups)

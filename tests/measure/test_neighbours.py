@@ -8,7 +8,6 @@ from stda import BadInput
 from stda.images import ImageSet
 from stda.measure.neighbours import (
     TrainingIndex,
-    nearest_features,
     nearest_images,
     nearest_rows,
     pixel_rows,
@@ -56,12 +55,12 @@ def test_a_turned_copy_is_found_at_distance_zero(symmetry, index):
     assert (plain.distance[0] == 0) == (symmetry == 0)
 
 
-def test_nearest_features_agree_with_brute_force_far_from_the_origin():
+def test_nearest_rows_agree_with_brute_force_far_from_the_origin():
     rng = np.random.default_rng(0)
     queries, training = rng.normal(size=(20, 5)) + 500, rng.normal(size=(40, 5)) + 500
-    found = nearest_features(queries, training, chunk=7)
+    found = nearest_rows(queries, training, chunk=7)
     exact = np.linalg.norm(queries[:, None] - training[None], axis=2)
-    assert found.distance == pytest.approx(exact.min(1), rel=1e-3)
+    assert found.distance == pytest.approx(exact.min(1), rel=1e-9)
     assert (found.index == exact.argmin(1)).all()
 
 
@@ -109,7 +108,12 @@ def test_large_images_are_averaged_and_turns_do_not_matter():
     for number in range(8):
         turned = pixel_rows(np.ascontiguousarray(symmetric(large, number)), max_side=8)["pixels"]
         np.testing.assert_array_equal(turned.reshape(3, 8, 8, 3), symmetric(rows.reshape(3, 8, 8, 3), number))
-    np.testing.assert_array_equal(pixel_rows(large, max_side=12)["pixels"], large.reshape(3, -1))
+    np.testing.assert_array_equal(pixel_rows(large, max_side=12)["pixels"], rows)
+
+
+@pytest.mark.parametrize(("size", "side"), [(16, 16), (64, 64), (96, 48), (224, 56), (256, 64), (299, 299), (127, 127)])
+def test_pixels_are_averaged_to_between_32_and_64_where_the_size_can_be_divided(size, side):
+    assert pixel_rows(np.zeros((1, size, size, 3), np.uint8))["pixels"].shape == (1, 3 * side**2)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +122,6 @@ def test_large_images_are_averaged_and_turns_do_not_matter():
         (lambda: nearest_images(pictures(1, 0), pictures(1, 0, size=16)), "one size"),
         (lambda: nearest_images(pictures(1, 0), pictures(0, 0)), "no training image"),
         (lambda: nearest_images(pictures(1, 0)[:, :4], pictures(1, 0)[:, :4]), "square images"),
-        (lambda: nearest_features(np.ones((2, 3)), np.ones((2, 4))), "one D"),
-        (lambda: nearest_features(np.full((2, 3), np.nan), np.ones((2, 3))), "NaN"),
         (lambda: versions(pictures(2, 0), lambda x: {"features": np.full((len(x), 2), np.inf)}), "features hold NaN"),
     ],
 )

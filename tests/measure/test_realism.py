@@ -5,6 +5,7 @@ from sklearn.metrics import roc_auc_score
 
 from stda import BadInput, measure
 from stda.measure import realism
+from stda.measure.fidelity import halves
 
 SIZE = 96
 DEPTH = np.minimum.outer(*(np.minimum(np.arange(SIZE), np.arange(SIZE)[::-1]),) * 2)
@@ -54,7 +55,7 @@ def test_a_small_set_is_listed_without_numbers_and_shrinks_no_other():
     sets = {"real": features(240), "far": features(120, 2.0, seed=2), "few": features(6, seed=3)}
     found = measure.real_or_synthetic(sets, reference="real", resamples=50).set_index("set")
     assert np.isnan(found.loc["few", "auc"])
-    assert found.loc["few", "note"] == "not measured: has 6 images, needs 20"
+    assert found.loc["few", "note"] == "not measured: needs at least 20 images on both sides, there are 6 and 120"
     assert found.loc["far", "n"] == 120
 
 
@@ -73,11 +74,13 @@ def test_rows_of_one_group_never_train_the_classifier_that_judges_them():
 def test_halves_share_no_group():
     code = np.repeat(np.arange(7), [1, 9, 2, 2, 5, 1, 4])
     for seed in range(20):
-        first, second = realism.halves(code, 100, np.random.default_rng(seed))
+        first, second = halves(np.arange(len(code)), code, np.random.default_rng(seed))
         assert not set(code[first]) & set(code[second])
         assert len(first) + len(second) == len(code)
-    with pytest.raises(BadInput, match="halved"):
-        realism.halves(np.zeros(10, int), 5, np.random.default_rng(0))
+        # no lesion is skipped: what is short of one half is at most one lesion
+        assert len(code) / 2 - 9 <= len(first) <= (len(code) + 1) // 2
+    first, second = halves(np.arange(10), np.zeros(10, int), np.random.default_rng(0))
+    assert (len(first), len(second)) == (0, 10)
 
 
 def test_real_pictures_have_ratios_near_one():
@@ -142,6 +145,26 @@ def test_autocorrelation_against_brute_force():
     assert np.abs(found[:, None] - np.array(expected)).min(0).max() < 1e-9
 
 
+@pytest.mark.parametrize(("n_real", "n_pool"), [(12, 60), (60, 12), (12, 12), (2, 1)])
+def test_too_few_images_on_a_side_are_a_note(n_real, n_pool):
+    sets = {"real": features(n_real), "x": features(n_pool, seed=1)}
+    table = measure.real_or_synthetic(sets, reference="real", resamples=20).set_index("set")
+    assert np.isnan(table.loc["x", "auc"])
+    assert table.loc["x", "n"] == 0
+    assert f"there are {n_pool} and {n_real // 2}" in table.loc["x", "note"]
+    assert np.isnan(table.loc["real (other half)", "auc"]) == (n_real < 40)
+
+
+def test_too_few_lesions_on_a_side_are_a_note():
+    sets = {"real": features(60), "x": features(40, seed=1)}
+    contents = {"x": np.arange(40) % 3}  # style transfer of three content lesions
+    table = measure.real_or_synthetic(sets, reference="real", groups=contents, resamples=20).set_index("set")
+    assert "5 lesions" in table.loc["x", "note"]
+    assert table.loc["real (other half)", "auc"] > 0
+    one = measure.real_or_synthetic(sets, reference="real", groups={"real": ["a"] * 60}, resamples=20)
+    assert one["auc"].isna().all()
+
+
 def test_bad_input_is_one_sentence():
     with pytest.raises(BadInput, match="must hold the real images"):
         measure.real_or_synthetic({"real": features(20)}, reference="real")
@@ -149,8 +172,6 @@ def test_bad_input_is_one_sentence():
         measure.real_or_synthetic({"real": features(20), "x": features(20)[:, :3]}, reference="real")
     with pytest.raises(BadInput, match="3 groups"):
         measure.real_or_synthetic({"real": features(20), "x": features(20)}, reference="real", groups={"x": ["a"] * 3})
-    with pytest.raises(BadInput, match="cannot fill 5 folds"):
-        measure.real_or_synthetic({"real": features(6), "x": features(6)}, reference="real")
     with pytest.raises(BadInput, match="NaN"):
         measure.real_or_synthetic({"real": features(20), "x": features(20) * np.nan}, reference="real")
     with pytest.raises(BadInput, match="resize"):

@@ -5,7 +5,7 @@ from scipy.ndimage import gaussian_filter
 
 from stda import BadInput
 from stda.images import ImageSet
-from stda.measure.fidelity import COPIES_ROW, REAL_ROW
+from stda.measure.fidelity import COPIES_ROW, REAL_ROW, halves, kid
 from stda.measure.rulers import PLAIN, growth_table, ruler_table, spoil
 
 
@@ -65,6 +65,17 @@ def test_fid_falls_with_n_and_kid_stays_around_zero_for_equal_distributions():
     assert ((kid["low"] < 0) & (kid["high"] > 0)).all()
 
 
+def test_several_images_of_a_lesion_do_not_pull_kid():
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.normal(size=(60, 4)), 4, axis=0) + 0.05 * rng.normal(size=(240, 4))
+    lesions = np.arange(240) // 4
+    means = growth_table(features, groups=lesions, seed=0, repeats=40).query("measure == 'KID'")["mean"]
+    assert list(growth_table(features[:40], groups=lesions[:40], seed=0)["n"]) == [5, 5]  # ten lesions, two halves
+    cuts = [halves(features, lesions, np.random.default_rng(r)) for r in range(40)]
+    pulled = np.mean([kid(x, y, subsets=0)["kid"] for x, y in cuts])
+    assert means.abs().max() < 0.1 < pulled
+
+
 def test_spoilt_images_are_what_they_say():
     images = real_images(20).images
     made = spoil(images, seed=0)
@@ -83,5 +94,5 @@ def test_impossible_input_is_a_sentence():
         measured(ImageSet(images.images, images.table.assign(label="a")))
     with pytest.raises(BadInput, match="use more images"):
         measured(real_images(10))
-    with pytest.raises(BadInput, match="fewer than smallest=20"):
-        growth_table(np.ones((30, 2)), groups=np.arange(30), seed=0)
+    with pytest.raises(BadInput, match="FID needs two"):
+        growth_table(np.ones((30, 2)), groups=np.arange(30) // 15, seed=0)

@@ -138,6 +138,11 @@ def test_pair_error_agrees_with_the_double_sum():
     assert pair_error(values, a, b) == pytest.approx(np.sqrt(total / (25 * 24)))
 
 
+def test_pairs_of_the_same_two_units_have_no_error():
+    assert np.isnan(pair_error(np.array([0.1, 0.2, 0.4]), np.array([0, 1, 0]), np.array([1, 0, 1])))
+    assert np.isnan(pair_error(np.array([0.1]), np.array([0]), np.array([1])))
+
+
 def test_interval_of_pair_means_covers_about_as_often_as_it_says():
     rng = np.random.default_rng(1)
     covered = 0

@@ -65,15 +65,26 @@ def test_the_order_of_the_rows_does_not_matter():
     pd.testing.assert_frame_equal(one, other.set_index("altered").loc[one["altered"]].reset_index())
 
 
-def test_the_difference_to_the_light_keeps_its_level():
-    """Two alterations that switch alike are told apart in about 5 % of studies, lesions as clusters."""
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_the_difference_to_the_light_keeps_its_level(share):
+    """Two alterations that switch alike are told apart in about 5 % of studies, lesions as clusters, also when rare."""
     called = 0
     for seed in range(150):
         before = answers(120, seed)
-        after = {"x": moved(before, 0.3, seed=seed + 500), "light like x": moved(before, 0.3, seed=seed + 900)}
+        after = {"x": moved(before, share, seed=seed + 500), "light like x": moved(before, share, seed=seed + 900)}
         row = measure.switch_table(measure.switches(before, after), resamples=200).iloc[0]
         called += row["beyond_low"] > 0 or row["beyond_high"] < 0
     assert called <= 17
+
+
+def test_a_few_switched_images_against_none_decide_nothing():
+    """Exact sign test: 3 lesions to 0 has p 0.25, 9 to 0 has 0.004."""
+    for count, shown in ((1, False), (3, False), (9, True)):
+        places = np.flatnonzero(BEFORE["predicted"] != "c")[::4][:count]
+        after = BEFORE.assign(predicted=np.where(np.isin(np.arange(len(BEFORE)), places), "c", BEFORE["predicted"]))
+        row = measure.switch_table(measure.switches(BEFORE, {"x": after, "light like x": BEFORE})).iloc[0]
+        assert row["switched"] == row["beyond"] == pytest.approx(count / len(BEFORE))
+        assert (row["beyond_low"] > 0) == shown
 
 
 def test_degenerate_answers_have_rates():
@@ -129,6 +140,10 @@ def test_one_replicate_decides_nothing():
     rates = measure.switch_rates(study({"balanced": 0.0, "wgan": 0.9}, 1), baseline="balanced")
     assert rates["than_baseline"].tolist() == ["is the baseline", "undecided"]
     assert rates["replicates"].eq(1).all()
+    assert "one decides nothing" in measure.switch_sentence(rates)
+    several = measure.switch_sentence(measure.switch_rates(study({"balanced": 0.9, "wgan": 0.0}), baseline="balanced"))
+    assert "one decides nothing" not in several
+    assert "less often than it: wgan under hair" in several
 
 
 def test_arms_must_have_seen_the_same_pictures():

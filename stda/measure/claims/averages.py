@@ -100,6 +100,8 @@ def _without_empty(table: Table, known: list[Row], rate: str) -> Interval | None
 
 def _weighted(table: Table, rate: str) -> Interval | None:
     supports, n = [table.support(row) for row in table.rows], table.n
+    if table.multi_label and None not in supports:  # the weights are labels then, and add up to those listed
+        n = sum(s[0] for s in supports), sum(s[1] for s in supports)
     values = [(row.rates[rate].low, row.rates[rate].high) if rate in row.rates else None for row in table.rows]
     if None in supports or not n or not n[0]:
         return None

@@ -59,7 +59,11 @@ def _latex(line: str, header: list[str] | None) -> list[str] | None:
         return []
     if "&" not in text:
         return None
-    return [cell.strip() for cell in re.sub(r"\\\\.*$", "", text).split("&")]
+    cells = []
+    for cell in re.sub(r"\\\\.*$", "", text).split("&"):
+        wide = re.fullmatch(r"\\multicolumn\{(\d+)\}\{[^}]*\}\{(.*)\}", cell.strip())
+        cells += [wide[2], *[""] * (int(wide[1]) - 1)] if wide else [cell.strip()]
+    return cells
 
 
 def _delimited(mark: str):  # noqa: ANN202 (a reader of lines, as its neighbours)

@@ -56,11 +56,24 @@ class Table:
 
     @property
     def complete(self) -> bool:
-        """Whether every class is listed, as far as the number of classes, or else of images, tells."""
+        """Whether every class is listed, as far as the number of classes, or else of images, tells.
+
+        Without a word on either it is taken for granted, except of one class alone, which no classifier is for.
+        """
         supports, n = [row.support for row in self.rows], self.counts.get("n")
-        if n and "classes" not in self.counts and None not in supports and sum(s[1] for s in supports) < n[0]:
-            return False
+        if "classes" not in self.counts:
+            short = n is not None and None not in supports and sum(s[1] for s in supports) < n[0]
+            return len(self.rows) > 1 and not short
         return bool(self.rows) and self.n_classes == len(self.rows)
+
+    @property
+    def assumed(self) -> str:
+        """A sentence where the listed classes are taken for all without a number of classes or images that says so."""
+        supports, n = [row.support for row in self.rows], self.counts.get("n")
+        told = n is not None and None not in supports and sum(s[1] for s in supports) >= n[0]
+        if "classes" in self.counts or told or not self.complete:
+            return ""
+        return f" (Taken for granted: there are {len(self.rows)} classes; a line 'classes: 7' says otherwise.)"
 
     @property
     def n(self) -> tuple[int, int] | None:

@@ -32,7 +32,8 @@ class Printed:
 
 def tidy(cell: str) -> str:
     """Return the words of a cell without Markdown's or LaTeX's emphasis and with plain spaces."""
-    cell = re.sub(r"\\(?:textbf|textit|mathbf|emph)\{([^}]*)\}", r"\1", cell)
+    cell = re.sub(r"\\(?:textbf|textit|mathbf|emph|underline|text|textsc|bm)\{([^}]*)\}", r"\1", cell)
+    cell = re.sub(r"\{\\(?:bf|it|em|bfseries|itshape)\s+([^}]*)\}", r"\1", cell.replace(r"\pm", "\N{PLUS-MINUS SIGN}"))
     return re.sub(r"[*`$\\]|__", "", cell.replace("\u00a0", " ").replace("\u2212", "-")).strip()
 
 
@@ -54,8 +55,8 @@ def parse_rate(cell: str, *, what: str, percent: bool = False) -> Printed | None
     number = text.removesuffix("%").strip().replace(",", ".")
     if not re.fullmatch(r"(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", number.lower()):
         raise BadInput(
-            f"{what} is '{text}', which is not one number from 0 to 1 or 0 to 100 %; averages over several runs "
-            "(with \N{PLUS-MINUS SIGN}) cannot be audited, the table of one run can."
+            f"{what} is '{text}', which is not one number from 0 to 1 or 0 to 100 %; leave out intervals; averages "
+            "over several runs (with \N{PLUS-MINUS SIGN}) cannot be audited, the table of one run can."
         )
     percent = percent or text.endswith("%")
     decimals = max(0, -Decimal(number).as_tuple().exponent)
@@ -68,7 +69,7 @@ def parse_rate(cell: str, *, what: str, percent: bool = False) -> Printed | None
 
 
 def parse_count(cell: str, *, what: str) -> tuple[int, int] | None:
-    """Read a count such as ``3863``, ``3,863``, ``3 863``, ``3863.0`` or ``3862-3863`` as (least, most).
+    """Read a count such as ``3863``, ``3,863``, ``3 863``, ``3863.0``, ``3863,0`` or ``3862-3863`` as (least, most).
 
     Raises:
         BadInput: not a whole number, or one that can be read in two ways (``3.000``); ``what`` names it.
@@ -135,8 +136,8 @@ def _exact(text: str, part: int, whole: int, what: str) -> Printed | None:
 def _whole(text: str, what: str) -> int:
     if re.fullmatch(r"\d{1,3}\.000", text):
         raise BadInput(f"{what} is '{text}', which is {text[:-4]} or {text.replace('.', '')}; write it without a dot.")
-    if re.fullmatch(r"\d+\.0*", text):
-        text = text.split(".")[0]
+    if whole := re.fullmatch(r"(\d+)(?:\.0*|,00?)", text):
+        text = whole[1]
     for mark in (",", ".", *SEPARATORS):
         if re.fullmatch(rf"\d{{1,3}}({re.escape(mark)}\d{{3}})+", text):
             text = text.replace(mark, "")

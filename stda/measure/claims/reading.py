@@ -38,6 +38,8 @@ CELLS = re.compile(
     r"^\s*\|?\s*([^|,;:\t]{1,40}?)\s*[|,;\t]\s*(\.?\d[\d.,'’_/ \u00a0]*%?)\s*[|,;\t\s]*$"
 )  # a fact in a table
 
+A_RATE = re.compile(r"0?[.,]\d+|[01][.,]0|[\d.,]+\s*%")  # in a column of counts
+
 
 def read(path: str | Path | Sequence[str | Path]) -> Claims:
     """Read the claims of one file, or of several whose tables follow each other (before, after).
@@ -266,14 +268,26 @@ def _fill(table: Table, grid: Grid, units: dict[int, tuple[str, bool]]) -> None:
             if name in {row.name for row in table.rows}:
                 raise BadInput(f"{who}: the class occurs twice; put the other model below a heading of its own.")
             table.rows.append(Row(name, _rates(cells, units, who), _count(cells, units, who)))
+    _take_overall_accuracy(table)
     if not table.rows and not table.facts:
         raise BadInput("the table has no class; its first column must name one in each row.")
+
+
+def _take_overall_accuracy(table: Table) -> None:
+    """Make the accuracy in a row "overall" that of the whole, unless it may average those of classes: then unused."""
+    for kind, rates in table.averages.items():
+        if (printed := rates.get("accuracy")) is None:
+            continue
+        if kind == "unnamed" and not any("accuracy" in row.rates for row in table.rows):
+            table.facts.setdefault("accuracy", printed)
+        else:
+            table.unused.append(f"average accuracy {printed.text} (write a line 'accuracy: ...' if it is that of all)")
 
 
 def _take_total(table: Table, cells: list[str], units: dict[int, tuple[str, bool]], who: str) -> None:
     """Keep the number of test images from a row about the whole, unless the cell holds a rate (pandas repeats it)."""
     place = next((p for p, (name, _) in units.items() if name == "support"), None)
-    if place is None or re.fullmatch(r"0?\.\d+|[01]\.0", cells[place]):
+    if place is None or A_RATE.fullmatch(tidy(cells[place])):
         return
     count = parse_count(cells[place], what=f"{who}: support")
     if count and table.counts.get("n", count) != count:
@@ -287,6 +301,8 @@ def _take_accuracy(table: Table, name: str, cells: list[str], units: dict[int, t
     places = {column: place for place, (column, _) in units.items()}
     support = places.get("support")
     filled = [place for place, cell in enumerate(cells) if place and cell and place != support]
+    if not filled and support is not None and A_RATE.fullmatch(tidy(cells[support])):
+        filled = [support]  # "accuracy" across the columns of rates, its number at the end of the line
     wanted = next((places[key] for key in (name, "f1") if places.get(key) in filled), None)
     if wanted is None and filled:
         wanted = filled[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from stda.measure.claims.averages import check_averages
@@ -20,7 +21,7 @@ from stda.measure.claims.model import (
     Table,
 )
 from stda.measure.claims.numbers import Printed, count_text, show, span, whole_numbers
-from stda.measure.claims.rows import check_row, predicted_share
+from stda.measure.claims.rows import FITS, check_row, predicted_share
 from stda.measure.claims.sums import Interval, mean_range
 
 SUPPORTS = "the images of the classes add up to the test set"
@@ -50,12 +51,21 @@ def check_table(table: Table) -> list[Finding]:
     if table.unused:
         rest.append(("lines and columns that no check uses", UNKNOWN, "; ".join(table.unused)))
     found += [Finding(table.name, *one) for one in rest if one]
+    found = [_with_assumption(finding, table.assumed) for finding in found]
     if not found:
         alone = ", ".join(
             [*table.facts, *(f"{kind} {rate}" for kind, rates in table.averages.items() for rate in rates)]
         )
         found = [Finding(table.name, "the rates printed", UNKNOWN, f"nothing to hold {alone} against; {REMEDY}")]
     return found
+
+
+def _with_assumption(finding: Finding, assumed: str) -> Finding:
+    """Say in a contradiction that it takes the listed classes for all, where it does."""
+    by_itself = finding.statement == WHOLE or (finding.subjects and finding.statement != FITS)
+    if by_itself or finding.finding not in (IMPOSSIBLE, INCONSISTENT):
+        return finding
+    return replace(finding, arithmetic=finding.arithmetic + assumed)
 
 
 def recall_mean(table: Table) -> tuple[Interval, str] | None:
@@ -184,8 +194,8 @@ def _accuracy(table: Table) -> tuple[str, str, str] | None:
     (low, high), weights = implied
     if stated is None:
         like = next(row.rates["recall"] for row in table.rows)
-        told = f"with {weights} the recalls give an accuracy of {show(low, like.digits + 1, percent=like.percent)} to "
-        return ACCURACY, COMPUTED, f"{told}{show(high, like.digits + 1, percent=like.percent)}."
+        ends = [show(end, like.digits + 1, percent=like.percent) for end in (low, high)]
+        return ACCURACY, COMPUTED, f"with {weights} the recalls give an accuracy of {' to '.join(dict.fromkeys(ends))}."
     told = f"with {weights} the recalls give an accuracy of {span(low, high, stated)}, rounding included"
     if stated.meets(low, high):
         return ACCURACY, CONSISTENT, f"{told}; {stated.text} fits."

@@ -59,9 +59,9 @@ WORD = _index(WORDS)
 
 
 def plain(text: str) -> str:
-    """Return a name in lower case without emphasis, brackets, underscores and hyphens."""
+    """Return a name in lower case without emphasis, brackets, underscores, hyphens and final dots (Sens.)."""
     text = re.sub(r"[\[(].*?[\])]|%", " ", tidy(text).lower())
-    return " ".join(re.sub(r"[-_]", " ", text).split())
+    return " ".join(word.rstrip(".") for word in re.sub(r"[-_]", " ", text).split())
 
 
 def in_percent(header: str) -> bool:

@@ -368,3 +368,23 @@ def test_other_classes_or_other_test_sets_are_not_compared():
 def test_a_table_with_extreme_numbers_is_audited_in_reasonable_time():
     text = "n: 3,000,000\nclass,precision,recall,F1,prior\na,.5,.5,.5,.3\nb,.7,.7,.7,.7\n"
     assert claims.passed(claims.audit(claims.parse(text)))
+
+
+def test_one_class_alone_is_not_taken_for_the_whole_test_set():
+    found = claims.audit(claims.parse("class,precision,recall,F1,support\nMEL,.50,.50,.50,20\n"))
+    assert claims.passed(found)
+    assert "below the trivial line" not in set(found["finding"])
+    # 10 wrong answers fit into 100 images, not into 25
+    for n, fits in ((100, True), (25, False)):
+        assert (
+            claims.passed(claims.audit(claims.parse(f"n: {n}\nclass,precision,recall,support\nMEL,.50,.50,20\n")))
+            == fits
+        )
+
+
+def test_a_contradiction_says_that_it_takes_the_listed_classes_for_all():
+    rows = "class,precision,recall,support\nakiec,.55,.49,65\nbcc,.66,.72,103\n"  # two of seven
+    (row,) = wrong(rows).itertuples()
+    assert "Taken for granted: there are 2 classes" in row.arithmetic
+    assert claims.passed(claims.audit(claims.parse(f"classes: 7\n{rows}")))
+    assert "Taken for granted" not in " ".join(wrong(f"classes: 2\n{rows}")["arithmetic"])

@@ -1,4 +1,7 @@
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import classification_report
 
@@ -232,3 +235,63 @@ def test_unknown_lines_and_columns_are_listed_as_not_used():
     (row,) = found[found["statement"].str.contains("no check uses")].itertuples()
     assert row.finding == "cannot be checked"
     assert row.arithmetic == "batch: 64; column AUC"
+
+
+def facts_of(text):
+    table = parse(text).tables[0]
+    return table, {name: printed.text for name, printed in table.facts.items()}
+
+
+@pytest.mark.parametrize("name", ["Overall", "**All**", "Total"])
+def test_the_accuracy_in_a_row_about_the_whole_is_held_against_the_recalls(name):
+    text = f"|class|recall|accuracy|n|\n|---|---|---|---|\n|a|.65| |100|\n|b|.93| |600|\n|{name}| |.70|700|\n"
+    assert facts_of(text)[1] == {"accuracy": ".70"}
+    assert "0.886 to 0.894" in " ".join(claims.audit(parse(text)).query("finding == 'inconsistent'").arithmetic)
+
+
+def test_an_average_of_class_accuracies_is_listed_as_not_used():
+    table, facts = facts_of("class,accuracy,n\na,.65,100\nb,.93,600\noverall,.89,700\n")
+    assert facts == {}
+    assert any(".89" in words for words in table.unused)
+
+
+def test_abbreviated_headers_and_old_latex_emphasis_are_read():
+    (table,) = parse("|class|Sens. (%)|Spec. (%)|\n|---|---|---|\n|a|82.5|91.3|\n").tables
+    assert {name: rate.text for name, rate in table.rows[0].rates.items()} == {"recall": "82.5", "specificity": "91.3"}
+    text = r"""
+    Class & Precision & Recall & Support \\ \hline
+    {\bf a b} & {\bf .91} & \underline{.93} & 600 \\
+    c & .50 & .45 & 100 \\
+    \multicolumn{3}{l}{Accuracy} & .86 \\
+    """
+    table, facts = facts_of(text)
+    assert [(row.name, row.rates["precision"].text, row.rates["recall"].text) for row in table.rows] == [
+        ("a b", ".91", ".93"),
+        ("c", ".50", ".45"),
+    ]
+    assert facts == {"accuracy": ".86"}
+    assert table.n == (700, 700)
+
+
+def test_a_report_written_with_decimal_commas_is_read_and_passes():
+    rng = np.random.default_rng(3)
+    truth = rng.choice(3, 400, p=[0.6, 0.3, 0.1])
+    answer = np.where(rng.random(400) < 0.7, truth, rng.choice(3, 400))
+    report = classification_report(truth, answer, output_dict=True, target_names=["a", "b c", "grade 2"])
+    table = parse(pd.DataFrame(report).T.round(3).to_csv(sep=";", decimal=",")).tables[0]
+    assert [row.support[0] for row in table.rows] == np.bincount(truth).tolist()
+    assert table.n == (400, 400)
+    assert claims.passed(claims.audit(claims.Claims([table])))
+
+
+def test_weighted_averages_of_several_labels_per_image_are_checked_and_right():
+    rng = np.random.default_rng(4)
+    for trial in range(20):
+        truth = rng.random((80, 3)) < 0.4
+        answer = np.where(rng.random(truth.shape) < 0.8, truth, ~truth)
+        text = classification_report(truth, answer, zero_division=0, digits=2 + trial % 2)
+        found = claims.audit(parse(text))
+        assert claims.passed(found), text
+        weighted = found[found["statement"].str.startswith("weighted")]
+        assert weighted["finding"].tolist() == ["consistent"] * 3
+        assert not claims.passed(claims.audit(parse(re.sub(r"(weighted avg +)\S+", r"\g<1>0.01", text))))
