@@ -330,7 +330,7 @@ def test_networks_of_torchvision(name):
     torch.manual_seed(0)
     with torch.device("meta"):
         trunk = get_model(name, weights=None).features
-    encoder = E.Encoder(name, trunk, E._layer_ends(name, trunk), RANDOM, 128)
+    encoder = E.Encoder(name, trunk, E.layer_ends(name, trunk), RANDOM, 128)
     layers = convolution_layers(encoder)
     assert set(E.LAYERS[name][0]) <= set(layers)
     assert not any(isinstance(trunk[encoder.layer_ends[layer]], nn.MaxPool2d) for layer in layers)
