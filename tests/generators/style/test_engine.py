@@ -95,7 +95,9 @@ def test_improved_variant_shifts_grams_and_halves_weights():
     parts = [plain_style_loss(by_layer[0][layer], by_layer[1][layer], shift=1.0) for layer in LAYERS]
     np.testing.assert_allclose(found, [np.dot(parts, [4, 2, 1]) / 7], rtol=1e-9)
     # all convolutions unless told otherwise
-    assert Engine(make_encoder(), Recipe(variant="improved"), FLOAT32).style_layers == tuple(E.in_domain.IN_DOMAIN_CHANNELS)
+    assert Engine(make_encoder(), Recipe(variant="improved"), FLOAT32).style_layers == tuple(
+        E.in_domain.IN_DOMAIN_CHANNELS
+    )
 
 
 def test_adjacent_chaining_compares_grams_between_layers():
