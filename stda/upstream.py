@@ -18,7 +18,6 @@ from stda.runs import read_manifest
 from stda.sections import NOTEBOOKS
 
 FEWEST_JUDGED = 10  # real images: with fewer, differences of KID are noise
-LOOK_SIDE = 32  # pixels: copies are looked for at about this size during training
 
 Pictures = np.ndarray | list[np.ndarray]
 
@@ -73,42 +72,17 @@ def training_judge(data_folder: Path, compute: Compute) -> Callable[[ImageSet, I
     encoder = encoders.load_in_domain(data_folder / "in_domain")
     # in the precision of the training: a look is for watching, reported numbers are float32
     store = encoders.FeatureStore(encoder, compute=compute, precision=compute.precision)
-    copies = CopyWatch(ImageSet.load(data_folder).select(split="train"))
+    copies = measure.CopyWatch(ImageSet.load(data_folder).select(split="train"))
 
     def judge(real: ImageSet, synthetic: ImageSet) -> dict[str, float]:
         if len(real) < FEWEST_JUDGED:
             return dict.fromkeys(("kid", "near_copies", "authenticity"), math.nan)
         x, y = store.features(real.images), encoders.encode(store.network, synthetic.images, compute=compute)
-        scale = float(np.sqrt(np.square(x, dtype=np.float64).mean())) or 1.0
+        scale = measure.feature_scale(x)
         return {"kid": measure.kid(x / scale, y / scale, subsets=0)["kid"], **copies.look(real, synthetic)}
 
     judge.identity = f"{encoder.provenance['sha256']} {read_manifest(data_folder)['outputs']['images.npy']}"
     return judge
-
-
-class CopyWatch:
-    """Copying at each look of a training: the train fold is prepared once, and held-out images are searched once."""
-
-    def __init__(self, train: ImageSet) -> None:
-        self.index = measure.TrainingIndex(train, self._rows)
-        self.scales: dict[tuple[str, ...], np.ndarray] = {}  # ids of held-out images -> their distances
-
-    @staticmethod
-    def _rows(images: np.ndarray) -> dict[str, np.ndarray]:
-        return measure.pixel_rows(images, max_side=LOOK_SIDE)
-
-    def look(self, real: ImageSet, synthetic: ImageSet) -> dict[str, float]:
-        """Return the share of near copies and the authenticity of synthetic images."""
-        ids = tuple(real.table["image_id"])
-        if ids not in self.scales:
-            self.scales[ids] = self._nearest(real).distance
-        found = self._nearest(synthetic)
-        own = self.index.own("pixels", found.index)
-        near = measure.near_copies(found.distance, self.scales[ids])["rate"]
-        return {"near_copies": near, "authenticity": measure.authenticity(found.distance, own)["authenticity"]}
-
-    def _nearest(self, images: ImageSet) -> measure.Neighbours:
-        return self.index.nearest("pixels", measure.versions(images.images, self._rows)["pixels"])
 
 
 def style_parts(data_folder: Path, *, size: int, aspect: str = "square") -> dict[str, Any]:

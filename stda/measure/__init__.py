@@ -11,18 +11,23 @@ from stda.measure.collected import (
     interval_texts,
     verdict_sentence,
 )
-from stda.measure.copying import CopySearch, authenticity, copying_table, near_copies, nearest_pairs
+from stda.measure.copying import CopySearch, CopyWatch, authenticity, copying_table, near_copies, nearest_pairs
 from stda.measure.diversity import class_diversity
-from stda.measure.fidelity import COPIES_ROW, REAL_ROW, class_fidelity, fid, fidelity_table, kid, kid_of_subsets, prdc
+from stda.measure.fidelity import (
+    COPIES_ROW,
+    REAL_ROW,
+    class_fidelity,
+    feature_scale,
+    fid,
+    fidelity_table,
+    kid,
+    kid_of_subsets,
+    prdc,
+)
 from stda.measure.labels import confidence_curve, flip_rate, label_fidelity
 from stda.measure.membership import membership_attack, membership_table
 from stda.measure.neighbours import (
-    Neighbours,
-    TrainingIndex,
     nearest_images,
-    nearest_rows,
-    pixel_rows,
-    versions,
 )
 from stda.measure.pyramids import pyramid_distance, sliced_wasserstein, structure_table
 from stda.measure.realism import border_artefacts, ghosting, real_or_synthetic
@@ -40,9 +45,8 @@ __all__ = [
     "REAL_ROW",
     "Collected",
     "CopySearch",
-    "Neighbours",
+    "CopyWatch",
     "Telltale",
-    "TrainingIndex",
     "arm_table",
     "artefact_scores",
     "association_table",
@@ -60,6 +64,7 @@ __all__ = [
     "cost_table",
     "detect_artefacts",
     "disturbed_sentence",
+    "feature_scale",
     "fid",
     "fidelity_table",
     "find_telltale",
@@ -79,8 +84,6 @@ __all__ = [
     "near_copies",
     "nearest_images",
     "nearest_pairs",
-    "nearest_rows",
-    "pixel_rows",
     "position_auc",
     "power_spectrum",
     "prdc",
@@ -103,5 +106,4 @@ __all__ = [
     "switches",
     "training_scores",
     "verdict_sentence",
-    "versions",
 ]

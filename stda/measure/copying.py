@@ -12,6 +12,8 @@ from stda.images import ImageSet
 from stda.measure.neighbours import Neighbours, TrainingIndex, nearest_images, pixel_rows, symmetric, versions
 from stda.measure.scores import wilson
 
+LOOK_SIDE = 32  # pixels: copies are looked for at about this size during training
+
 Embed = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # images -> rows per space, as encoders.embedding gives
 
 
@@ -153,6 +155,31 @@ def copying_table(search: CopySearch, *, quantile: float = 0.01, confidence: flo
             shares = authenticity(neighbours.distance, own, clusters=groups, confidence=confidence)
             rows.append({"set": name, "space": space, **counted, **shares})
     return pd.DataFrame(rows)
+
+
+class CopyWatch:
+    """Copying at each look of a training: the train fold is prepared once, and held-out images are searched once."""
+
+    def __init__(self, train: ImageSet) -> None:
+        self.index = TrainingIndex(train, self._rows)
+        self.scales: dict[tuple[str, ...], np.ndarray] = {}  # ids of held-out images -> their distances
+
+    @staticmethod
+    def _rows(images: np.ndarray) -> dict[str, np.ndarray]:
+        return pixel_rows(images, max_side=LOOK_SIDE)
+
+    def look(self, real: ImageSet, synthetic: ImageSet) -> dict[str, float]:
+        """Return the share of near copies and the authenticity of synthetic images."""
+        ids = tuple(real.table["image_id"])
+        if ids not in self.scales:
+            self.scales[ids] = self._nearest(real).distance
+        found = self._nearest(synthetic)
+        own = self.index.own("pixels", found.index)
+        near = near_copies(found.distance, self.scales[ids])["rate"]
+        return {"near_copies": near, "authenticity": authenticity(found.distance, own)["authenticity"]}
+
+    def _nearest(self, images: ImageSet) -> Neighbours:
+        return self.index.nearest("pixels", versions(images.images, self._rows)["pixels"])
 
 
 def nearest_pairs(queries: ImageSet, training: ImageSet, *, n: int = 12) -> np.ndarray:

@@ -12,7 +12,7 @@ from stda.measure.distances import blocks, distance_chunks
 
 # below this the bias of FID is larger than most differences one would like to see (Binkowski et al. 2018, fig. 1)
 FID_RELIABLE_N = 2048
-BLOCK = 1024  # rows of a kernel block: small, so that the symmetry of a set saves work
+KERNEL_BLOCK = 1024  # rows of a kernel block: small, so that the symmetry of a set saves work
 REAL_ROW = "real (other half)"
 COPIES_ROW = "copies of training images"
 
@@ -175,15 +175,9 @@ def fidelity_table(
     features, and without this SqueezeNet's come out in millions where others' are below one.
     """
     require_sets(features, reference)
-    rng = np.random.default_rng(seed)
-    yardstick, other_half = halves(np.asarray(features[reference]), groups, rng)
-    scale = _scale(np.asarray(features[reference]))
-    rows = {REAL_ROW: other_half} | {name: np.asarray(f) for name, f in features.items() if name != reference}
-    yardstick, rows = yardstick / scale, {name: values / scale for name, values in rows.items()}
-    table = _rows(
-        yardstick, rows, rng, smallest=max(min_samples, k + 1), largest=max_samples,
-        settings={"k": k, "subsets": subsets, "confidence": confidence, "seed": seed},
-    )  # fmt: skip
+    sets = {name: np.asarray(x) for name, x in features.items()}
+    limits = {"smallest": max(min_samples, k + 1), "largest": max_samples, "scale": feature_scale(sets[reference])}
+    table = _rows(sets, reference, groups, **limits, k=k, subsets=subsets, confidence=confidence, seed=seed)
     biased = table["n"].between(1, FID_RELIABLE_N - 1)
     table.loc[biased, "note"] = "few images bias FID upwards: compare it within this table only"
     return table
@@ -219,14 +213,15 @@ def class_fidelity(
             raise BadInput(f"Set '{name}' has {len(values)} rows and needs as many labels, one for each row.")
     groups = np.arange(len(features[reference])) if groups is None else np.asarray(groups)
     require_groups(groups, len(features[reference]))
-    scale, parts = _scale(np.asarray(features[reference])), []
-    settings = {"k": k, "subsets": subsets, "confidence": confidence, "seed": seed}
+    sets, labels = ({name: np.asarray(part[name]) for name in features} for part in (features, labels))
+    limits, parts = (
+        {"smallest": max(min_samples, k + 1), "largest": max_samples, "scale": feature_scale(sets[reference])},
+        [],
+    )
     for label in sorted(set(labels[reference])):
-        rng = np.random.default_rng(seed)
-        own = {name: np.asarray(x)[np.asarray(labels[name]) == label] / scale for name, x in features.items()}
-        yardstick, other_half = halves(own.pop(reference), groups[np.asarray(labels[reference]) == label], rng)
-        rows, smallest = {REAL_ROW: other_half} | own, max(min_samples, k + 1)
-        table = _rows(yardstick, rows, rng, smallest=smallest, largest=max_samples, settings=settings)
+        own = {name: x[labels[name] == label] for name, x in sets.items()}
+        lesions = groups[labels[reference] == label]
+        table = _rows(own, reference, lesions, **limits, k=k, subsets=subsets, confidence=confidence, seed=seed)
         few_neighbours, few_for_fid = table["n"].between(1, 20 * k - 1), table["n"].between(1, FID_RELIABLE_N - 1)
         table.loc[few_neighbours, ["precision", "recall"]] = np.nan
         table.loc[few_for_fid, "fid"] = np.nan
@@ -270,15 +265,20 @@ def equal_number(yardstick: Sized, sets: Mapping[str, Sized], *, smallest: int, 
 
 
 def _rows(
-    yardstick: np.ndarray,
-    sets: Mapping[str, np.ndarray],
-    rng: np.random.Generator,
+    features: Mapping[str, np.ndarray],
+    reference: str,
+    groups: np.ndarray | None,
     *,
     smallest: int,
     largest: int,
-    settings: Mapping[str, float],
+    scale: float,
+    seed: int,
+    **settings: float,  # of kid and prdc
 ) -> pd.DataFrame:
-    """Return the rows of a table: each set, and the copies behind the first one, against the yardstick at equal n."""
+    """Return the rows of a table: the reference is cut in halves, the sets are set against one at equal n."""
+    rng = np.random.default_rng(seed)
+    yardstick, other_half = halves(features[reference] / scale, groups, rng)
+    sets = {REAL_ROW: other_half} | {name: x / scale for name, x in features.items() if name != reference}
     n = equal_number(yardstick, sets, smallest=smallest, largest=largest)
     available = len(yardstick)
     yardstick = yardstick[rng.permutation(available)[:n]]
@@ -289,7 +289,7 @@ def _rows(
     for name in [REAL_ROW, COPIES_ROW, *(name for name in sets if name != REAL_ROW)]:
         row = {"set": name, "available": counts[name], "n": 0, "n_reference": n, "note": ""}
         if min(counts[name], n) >= smallest:
-            row |= {"n": n, **_compare(yardstick, used[name], **settings)}
+            row |= {"n": n, **_compare(yardstick, used[name], seed=seed, **settings)}
         else:
             there = f"there are {counts[name]} and {available}"
             row["note"] = f"not measured: needs at least {smallest} images on both sides, {there}"
@@ -306,7 +306,7 @@ def _compare(
     return wanted | {"fid": fid(yardstick, used)} | prdc(yardstick, used, k=k)
 
 
-def _scale(features: np.ndarray) -> float:
+def feature_scale(features: np.ndarray) -> float:
     """Return the root mean square of the features, 1 where there is none."""
     return float(np.sqrt(np.square(features, dtype=np.float64).mean())) or 1.0 if features.size else 1.0
 
@@ -348,9 +348,9 @@ def _kernel_sums(
     """
     sums = np.zeros(len(in_x))
     other, in_other = (x, in_x) if y is None else (y, in_y)
-    for rows in blocks(len(x), BLOCK):
+    for rows in blocks(len(x), KERNEL_BLOCK):
         a = x[rows].astype(dtype)
-        for columns in blocks(len(other), BLOCK):
+        for columns in blocks(len(other), KERNEL_BLOCK):
             if y is None and columns.start < rows.start:
                 continue
             diagonal = y is None and columns == rows

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from stda import BadInput
 from stda.images import ImageSet
-from stda.measure.fidelity import COPIES_ROW, REAL_ROW, fid, halves, kid, prdc
+from stda.measure.fidelity import COPIES_ROW, REAL_ROW, feature_scale, fid, halves, kid, prdc
 from stda.measure.pyramids import pyramid_distance
 from stda.measure.similarity import class_similarity
 
@@ -86,7 +86,7 @@ def ruler_table(
     ``real`` (that of the other half as it is), ``spread`` (its standard deviation over repeats), and ``worse``: the
     difference in spreads, positive where the measure calls the set worse than real images and negative where better.
     """
-    scale = float(np.sqrt(np.square(features[PLAIN], dtype=np.float64).mean())) or 1.0
+    scale = feature_scale(features[PLAIN])
     scaled = {name: values / scale for name, values in features.items()}
     cases = []
     for r in range(repeats):
