@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from stda import BadInput
+from stda.images import added_counts
 from stda.study import Study
 
 
-def check_choices(study: Study, classes: list[str]) -> None:
-    """Check what needs the data or the disk to be known: a class that is named, masks, files."""
+def check_choices(study: Study, train: pd.Series) -> None:
+    """Check what needs the data or the disk to be known: a class that is named, masks, files, enough images.
+
+    ``train`` are the images per class of a train fold, as :meth:`stda.images.ImageSet.counts` orders them.
+    """
     from stda.data import has_masks
 
+    classes = sorted(train.index)
+    check_amounts(study, train)
     named = {"nst.content_class": study.nst.content_class, "dcgan.small_class": study.dcgan.small_class}
     for key, name in named.items():
         if name and name not in classes:
@@ -37,6 +45,42 @@ def check_choices(study: Study, classes: list[str]) -> None:
     check_judge(study)
     _check_weights("data.encoder_weights", study.data.encoder, study.data.encoder_weights or "cache", "in-domain")
     _check_weights("classification.weights", study.classification.network, study.classification.weights, "vgg8")
+
+
+def check_amounts(study: Study, train: pd.Series) -> None:
+    """Raise for a class that is not there, and for an arm that its generator will not make enough images for."""
+
+    def counts(section: object, *, largest: bool) -> dict[str, int]:
+        knobs = {name: getattr(section, name) for name in ("ratio", "count", "balance", "classes")}
+        return added_counts(train, **knobs, largest=largest)
+
+    for arm in study.classification.arms:
+        made = getattr(study, arm.generator) if arm.generator else None
+        try:
+            pool = counts(made, largest=made.all_classes) if made else {}
+            wanted = counts(arm, largest=arm.protocol != "mix" and len(pool) == len(train))
+        except BadInput as error:
+            raise BadInput(f"Arm '{arm.arm}'{f' or {arm.generator}' if made else ''}: {error}") from None
+        for name, n in wanted.items():
+            if made and n > pool.get(name, 0):
+                raise BadInput(
+                    f"Arm '{arm.arm}' needs some {n} images of class {name}, but {arm.generator} makes "
+                    f"{pool.get(name, 0)}: ask for fewer in the arm, or for more in {arm.generator} (ratio, count, "
+                    "balance, classes)."
+                )
+        by_class = getattr(made, "labels", "") != "pseudo"
+        if arm.labels == "shuffled" and by_class and sum(n > 0 for n in wanted.values()) < 2:
+            raise BadInput(
+                f"Arm '{arm.arm}' has labels shuffled, which need added images of two classes or more: name them "
+                f"in classes, of the arm and of {arm.generator}, or take labels wrong."
+            )
+        opinion = arm.labels in ("pseudo", "soft") or not by_class
+        missing = sorted(set(train.index) - set(wanted))
+        if arm.protocol == "synthetic-only" and made and missing and not opinion:
+            raise BadInput(
+                f"Arm '{arm.arm}' trains on synthetic images only, but {arm.generator} makes none of class "
+                f"{missing[0]}: set {arm.generator}.all_classes: true."
+            )
 
 
 def check_judge(study: Study) -> None:

@@ -304,9 +304,16 @@ def _checked(name: str, data_root: str, console: Console) -> studies.Study:
             skip_unreadable=d.skip_unreadable,
             cache_dir=runs.runs_root() / "cache",
         )
-        split(images.table, val_fraction=d.val_fraction, test_fraction=d.test_fraction, seed=wanted.study.seed)
+        folds = split(
+            images.table,
+            val_fraction=d.val_fraction,
+            test_fraction=d.test_fraction,
+            oracle_fraction=d.oracle_fraction,
+            seed=wanted.study.seed,
+            by=d.split_by,
+        )
     console.print(f"{len(images)} images of {len(images.classes)} classes at {d.image_size} px.", highlight=False)
-    check_choices(wanted, images.classes)
+    check_choices(wanted, images.select(folds == "train").counts())
     if "warning" in images.table.attrs:
         console.print(images.table.attrs["warning"], style="yellow", highlight=False, markup=False)
     for reason in skipped(images):

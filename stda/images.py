@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 # every set has these columns, in this order; a source may add more behind them
 COLUMNS = ("image_id", "label", "group", "split", "generator", "source_ids", "label_confidence")
 TEXT_COLUMNS = COLUMNS[:6]
-# "" is a set that has not been split yet
-SPLITS = ("", "train", "val", "test", "synthetic")
+# "" is a set that has not been split yet; held-back images are seen by the oracle's arms and by nothing else
+SPLITS = ("", "train", "val", "test", "held-back", "synthetic")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,3 +145,37 @@ def require_train(images: ImageSet, who: str) -> None:
     if others or not len(images):
         found = f"rows of split {others}" if others else "no rows"
         raise BadInput(f"{who} is fitted on the train fold only, but was given {found}: pass select(split='train').")
+
+
+def added_counts(
+    counts: pd.Series,
+    *,
+    ratio: float = 0.5,  # added images per one of the class; not used with count or balance
+    count: int = 0,  # added images of each class; 0: go by ratio
+    balance: bool = False,  # add what a class lacks to the largest one, instead of ratio
+    classes: Sequence[str] = (),  # classes that get images; empty: all but the largest
+    largest: bool = False,  # with classes empty: the largest class, too
+) -> dict[str, int]:
+    """Return how many images each class gets, sorted by name; a chosen class that gets none is listed with 0.
+
+    ``counts`` are the images per class as :meth:`ImageSet.counts` orders them: its first class is the largest.
+    ``round(ratio * n)`` rounds a half to the even number, as Python does.
+
+    Raises:
+        BadInput: a class that is not there, ``ratio`` not above 0, ``count`` below 0, or ``count`` with ``balance``.
+    """
+    if not ratio > 0:
+        raise BadInput(f"ratio is {ratio}; it must be positive: added images per image of a class.")
+    if count < 0:
+        raise BadInput(f"count is {count}; give the number of images that each class gets, or 0 to go by ratio.")
+    if count and balance:
+        raise BadInput("count and balance both say how many images a class gets: choose one of them.")
+    unknown = sorted(set(classes) - set(counts.index))
+    if unknown:
+        raise BadInput(f"No class {unknown} here; the classes are {sorted(counts.index)}.")
+    chosen = sorted(classes or (counts.index if largest else counts.index[1:]))
+    if count:
+        return dict.fromkeys(chosen, count)
+    if balance:
+        return {label: int(counts.iloc[0] - counts[label]) for label in chosen}
+    return {label: round(ratio * int(counts[label])) for label in chosen}

@@ -87,8 +87,8 @@ def needs(study: Study, job: Job) -> list[Job]:
     if job.stage in GENERATORS:
         return [Job("data", r)]
     if job.stage == "classification":
-        generator = study.arm(job.arm).generator
-        return [Job("data", r), *([Job(generator, r)] if generator else [])]
+        used = (study.arm(job.arm).generator, study.arm(job.arm).spend)
+        return [Job("data", r), *(Job(name, r) for name in used if name)]
     if job.stage == "explainability":
         return [Job("data", r), *arms]
     return [other for other in jobs(study) if other.stage not in ("results", "explainability")]
@@ -126,6 +126,12 @@ def option_defaults(stage: str) -> dict[str, Any]:
     fields = {name: owner.model_fields[name] for name, owner in parameter_model(stage).items()}
     marked = {name: field for name, field in fields.items() if (field.json_schema_extra or {}).get("option")}
     return {name: field.get_default(call_default_factory=True) for name, field in marked.items()}
+
+
+def arm_knobs(folder: Path) -> dict[str, Any]:
+    """Return every knob of the arm that was trained into a folder, options with their values or defaults."""
+    given = read_manifest(folder)["parameters"]
+    return {**given, **option_defaults("classification"), **given.get("options", {})}
 
 
 def check_parameters(stage: str, values: dict[str, Any]) -> None:
@@ -233,8 +239,9 @@ class Stage:
         return self.final.parent / f".{self.final.name}.checkpoints"
 
     def seed(self, *names: str | int) -> int:
-        """Return the sub-seed of these names for this stage of this replicate."""
-        who = [] if self.job.replicate is None else [f"r{self.job.replicate}"]
+        """Return the sub-seed of these names for this stage of this replicate (of its split, for the data stage)."""
+        shared = self.options.get("replicates_per_split", 1)
+        who = [] if self.job.replicate is None else [f"r{self.job.replicate // shared}"]
         return sub_seed(self.values["seed"], *who, self.job.stage, *names)
 
     def path(self, name: str) -> Path:
@@ -246,15 +253,20 @@ class Stage:
         (self.dir / name).mkdir(exist_ok=True)
         return self.dir / name
 
-    def upstream(self, stage: str, arm: str = "", *, replicate: int | None = None) -> Path:
-        """Return the finished folder of another stage (of this replicate unless said) and record it as an input."""
+    def upstream(self, stage: str, arm: str = "", *, replicate: int | None = None, study: str = "") -> Path:
+        """Return the finished folder of another stage and record it as an input.
+
+        It is of this replicate and this study unless another one is named.
+        """
         job = Job(stage, self.job.replicate if replicate is None else replicate, arm)
-        folder = runs_root() / self.values["study"] / job.key
+        name = study or self.values["study"]
+        folder = runs_root() / name / job.key
         if not (folder / "manifest.json").is_file():
             setting = f" with arm = '{arm}'" if arm else ""
-            what = f"study '{self.values['study']}', replicate {job.replicate}"
+            what = f"study '{name}', replicate {job.replicate}"
             raise BadInput(f"Run notebooks/{NOTEBOOKS[stage]}.ipynb{setting} first: {folder} is missing ({what}).")
-        self.inputs[job.key] = read_manifest(folder)["outputs"]
+        key = job.key if name == self.values["study"] else f"{name}/{job.key}"
+        self.inputs[key] = read_manifest(folder)["outputs"]
         return folder
 
     def uses(self, path: str | Path, digest: str = "") -> None:

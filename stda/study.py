@@ -12,19 +12,16 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from stda import BadInput
+from stda.generator_sections import DcganSection, NstSection, PgganSection, WganSection
 from stda.sections import (
     GENERATORS,
     Arm,
     ClassificationSection,
     DataSection,
-    DcganSection,
     ExplainabilitySection,
-    NstSection,
-    PgganSection,
     ResultsSection,
     Section,
     StudySection,
-    WganSection,
 )
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -52,52 +49,63 @@ class Study(Section):
                 raise ValueError(f"arm name '{name}' must be lower-case letters, digits, '-' and '_'")
             if names.count(name) > 1:
                 raise ValueError(f"arm '{name}' is given twice; give every arm its own name")
-        if all(arm.synthetic != "none" for arm in self.classification.arms):
+        if all(arm.kind != "real" for arm in self.classification.arms):
             raise ValueError("no arm without synthetic images; add one, for example {arm: balanced}")
         self._check_protocols()
         for arm in self.classification.arms:
-            if arm.generator and arm.ratio > getattr(self, arm.generator).ratio:
-                pool = getattr(self, arm.generator).ratio
-                raise ValueError(
-                    f"arm '{arm.arm}' asks for ratio {arm.ratio} but {arm.generator}.ratio makes only {pool}"
-                )
+            self._check_pool(arm)
         if self.data.source != "phantom" and not self.data.root:
             raise ValueError(f"data.root is empty but source {self.data.source} needs it; give it or --data DIR")
         self._check_sizes()
         return self
 
+    def _check_pool(self, arm: Arm) -> None:
+        """Raise for an arm that asks its generator for more than it makes, as far as that shows without the data."""
+        made = getattr(self, arm.generator) if arm.generator else None
+        if made is None:
+            return
+        by_ratio = not (arm.count or arm.balance or made.count or made.balance)
+        if by_ratio and arm.ratio > made.ratio:
+            raise ValueError(
+                f"arm '{arm.arm}' asks for ratio {arm.ratio} but {arm.generator}.ratio makes only {made.ratio}"
+            )
+        if made.count and arm.count > made.count:
+            raise ValueError(
+                f"arm '{arm.arm}' asks for count {arm.count} but {arm.generator}.count makes only {made.count}"
+            )
+        missing = [name for name in arm.classes if made.classes and name not in made.classes]
+        if missing:
+            raise ValueError(
+                f"arm '{arm.arm}' asks for class {missing[0]} but {arm.generator}.classes makes only "
+                f"{', '.join(made.classes)}"
+            )
+
     def _check_protocols(self) -> None:
         """Raise for an arm that would have nothing to train on, or labels that its images do not have."""
+        for name in GENERATORS:
+            if getattr(self, name).count and getattr(self, name).balance:
+                raise ValueError(f"{name} has count and balance; choose one of them")
         for arm in self.classification.arms:
-            if arm.loss in ("weighted", "logit-adjusted") and arm.sampler == "balanced":
-                raise ValueError(
-                    f"arm '{arm.arm}' mends the class frequencies twice, by its sampler and by loss {arm.loss}; "
-                    "give it sampler: shuffle"
-                )
-            if arm.protocol != "mix" and arm.synthetic == "none":
-                raise ValueError(
-                    f"arm '{arm.arm}' has protocol {arm.protocol} but adds no image; give it synthetic: nst"
-                )
             steps = self.classification.steps
             if arm.protocol == "pretrain" and not 0 < round(arm.pretrain_share * steps) < steps:
                 raise ValueError(
                     f"arm '{arm.arm}' gives pretrain_share {arm.pretrain_share} of {steps} steps; each phase needs one"
                 )
-            if arm.synthetic in ("none", "oversample") and (arm.labels != "given" or arm.min_confidence):
+            if arm.kind == "oracle" and not self.data.oracle_fraction:
                 raise ValueError(
-                    f"arm '{arm.arm}' adds real images with their own labels; leave out labels and min_confidence"
+                    f"arm '{arm.arm}' adds held-back real images but none are; set data.oracle_fraction, such as 0.2"
                 )
-            if arm.synthetic == "self-training" and arm.labels == "style":
-                raise ValueError(f"arm '{arm.arm}' has no style; give self-training the labels pseudo or soft")
             if arm.protocol == "synthetic-only" and arm.generator:
                 made = getattr(self, arm.generator)
                 opinion = arm.labels in ("pseudo", "soft") or (
                     arm.labels == "given" and getattr(made, "labels", "") == "pseudo"
                 )
-                if not (made.all_classes or opinion):
+                if not (made.all_classes or made.classes or opinion):
                     raise ValueError(
                         f"arm '{arm.arm}' trains on synthetic images only; set {arm.generator}.all_classes: true"
                     )
+        if self.data.val_fraction + self.data.test_fraction + self.data.oracle_fraction >= 0.9:
+            raise ValueError("data.val_fraction, test_fraction and oracle_fraction leave less than a tenth to train on")
 
     def _check_sizes(self) -> None:
         """Raise for sizes that some part cannot work with, which would otherwise show after an hour."""
@@ -124,8 +132,9 @@ class Study(Section):
 
     @property
     def generators(self) -> list[str]:
-        """The generators that some arm uses, in stage order; the others are not run."""
-        return [name for name in GENERATORS if any(arm.generator == name for arm in self.classification.arms)]
+        """The generators that some arm uses or is compared with in seconds, in stage order; the others are not run."""
+        used = {name for arm in self.classification.arms for name in (arm.generator, arm.spend)}
+        return [name for name in GENERATORS if name in used]
 
     def arm(self, name: str) -> Arm:
         """Return the arm of this name."""

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from stda import BadInput
-from stda.images import COLUMNS, ImageSet, require_train, to_tensor, to_uint8
+from stda.images import COLUMNS, ImageSet, added_counts, require_train, to_tensor, to_uint8
 
 
 def make(n=6, size=4, split="train", first=0):
@@ -88,10 +88,56 @@ def test_table_must_agree():
         ImageSet(pixels, pd.DataFrame({"image_id": list("ab"), "label": "x", "split": "tset"}))
 
 
-@pytest.mark.parametrize("split", ["val", "test", "synthetic", ""])
+@pytest.mark.parametrize("split", ["val", "test", "held-back", "synthetic", ""])
 def test_fitting_on_anything_but_train_raises(split):
     require_train(make(), "x")
     with pytest.raises(BadInput, match="train fold only"):
         require_train(ImageSet.concat(make(), make(2, split=split, first=20)), "x")
     with pytest.raises(BadInput, match="no rows"):
         require_train(make().select([]), "x")
+
+
+COUNTS = pd.Series({"nv": 50, "a": 21, "z": 21, "rare": 3})  # as ImageSet.counts() orders them
+
+
+@pytest.mark.parametrize(
+    ("knobs", "wanted"),
+    [
+        ({}, {"a": 10, "rare": 2, "z": 10}),
+        ({"ratio": 10.0}, {"a": 210, "rare": 30, "z": 210}),
+        ({"ratio": 0.01}, {"a": 0, "rare": 0, "z": 0}),
+        ({"largest": True}, {"a": 10, "nv": 25, "rare": 2, "z": 10}),
+        ({"count": 128}, {"a": 128, "rare": 128, "z": 128}),
+        ({"balance": True}, {"a": 29, "rare": 47, "z": 29}),
+        ({"balance": True, "largest": True}, {"a": 29, "nv": 0, "rare": 47, "z": 29}),
+        ({"classes": ["z", "nv"]}, {"nv": 25, "z": 10}),
+        ({"classes": ["rare"], "count": 5, "largest": True}, {"rare": 5}),
+        ({"classes": ["rare", "rare"], "balance": True}, {"rare": 47}),
+    ],
+)
+def test_added_counts_per_class(knobs, wanted):
+    found = added_counts(COUNTS, **knobs)
+    assert list(found.items()) == list(wanted.items())
+    assert {type(n) for n in found.values()} == {int}
+
+
+def test_added_counts_of_equal_classes_spare_the_first_by_name():
+    images = make()
+    assert added_counts(images.counts(), ratio=1.0) == {"b": 3}
+    assert added_counts(images.counts(), balance=True, largest=True) == {"NA": 0, "b": 0}
+    assert added_counts(images.select(label="b").counts()) == {}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"ratio": 0.0}, "positive"),
+        ({"ratio": float("nan")}, "positive"),
+        ({"count": -1}, "count is -1"),
+        ({"count": 3, "balance": True}, "choose one"),
+        ({"classes": ["rare", "nope"]}, r"\['nope'\] here; the classes are \['a', 'nv', 'rare', 'z'\]"),
+    ],
+)
+def test_added_counts_refuses(knobs, said):
+    with pytest.raises(BadInput, match=said):
+        added_counts(COUNTS, **knobs)

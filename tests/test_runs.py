@@ -5,8 +5,8 @@ import pytest
 
 from stda import BadInput, runs
 from stda.runs import Job
-from stda.sections import STAGES
-from stda.study import Study, load, sub_seed
+from stda.sections import DEFAULT_ARMS, STAGES
+from stda.study import Study, load, sub_seed, validate
 
 VALUES = {
     stage: runs.parameters(Study(), next(job for job in runs.jobs(Study()) if job.stage == stage)) for stage in STAGES
@@ -24,7 +24,7 @@ def test_jobs_come_after_what_they_need():
     for job in runs.jobs(study):
         assert set(runs.needs(study, job)) <= seen
         seen.add(job)
-    assert len(seen) == len(runs.jobs(study)) == 2 * (1 + 4 + 8 + 1) + 1
+    assert len(seen) == len(runs.jobs(study)) == 2 * (1 + 4 + len(DEFAULT_ARMS) + 1) + 1
 
 
 def test_an_arm_needs_its_own_generator_only():
@@ -138,6 +138,54 @@ def test_seeds_differ_by_replicate_stage_and_name():
     c = runs.begin("dcgan", VALUES["dcgan"])
     assert len({a.seed("fit"), b.seed("fit"), c.seed("fit"), a.seed("generate")}) == 4
     assert a.seed("fit") == sub_seed(0, "r0", "wgan", "fit")
+
+
+def test_replicates_of_one_split_share_the_seeds_of_the_data_stage_only():
+    shared = {"options": {"replicates_per_split": 3}}
+    data = [runs.begin("data", {**VALUES["data"], "replicate": r, **shared}).seed("split") for r in range(7)]
+    assert [data.index(seed) for seed in data] == [0, 0, 0, 3, 3, 3, 6]
+    assert data[0] == sub_seed(0, "r0", "data", "split")
+    alone = [runs.begin("data", {**VALUES["data"], "replicate": r}).seed("split") for r in range(3)]
+    assert len(set(alone)) == 3
+    for stage in ("nst", "wgan", "classification", "explainability"):
+        seeds = {runs.begin(stage, {**VALUES[stage], "replicate": r}).seed("fit") for r in range(3)}
+        assert seeds == {sub_seed(0, f"r{r}", stage, "fit") for r in range(3)}
+
+
+def spending():
+    arms = [{"arm": "plain"}, {"arm": "longer", "spend": "wgan", "spend_on": "ensemble"}]
+    return validate({"classification": {"arms": arms}}, where="x")
+
+
+def test_an_arm_that_spends_a_generator_s_seconds_waits_for_it():
+    study = spending()
+    assert runs.needs(study, Job("classification", 1, "longer")) == [Job("data", 1), Job("wgan", 1)]
+    assert runs.needs(study, Job("classification", 1, "plain")) == [Job("data", 1)]
+    order = runs.jobs(study)
+    assert order.index(Job("wgan", 1)) < order.index(Job("classification", 1, "longer"))
+
+
+def test_settings_of_an_arm_are_its_knobs_given_or_default():
+    run = runs.begin("classification", runs.parameters(spending(), Job("classification", 0, "longer")))
+    assert run.values["options"] == {"spend": "wgan", "spend_on": "ensemble"}
+    found = runs.arm_knobs(run.finish(headline="x"))
+    assert (found["spend"], found["spend_on"], found["arm"], found["synthetic"]) == (
+        "wgan",
+        "ensemble",
+        "longer",
+        "none",
+    )
+    assert (found["real_share"], found["classes"], found["tries"]) == (1.0, [], 1)
+
+
+def test_colliding_knobs_in_a_notebook_are_one_sentence():
+    for options, said in (
+        ({"count": 3, "balance": True}, "arm 'none' has count and balance"),
+        ({"select": "diverse"}, "arm 'none' selects among a generator's images"),
+        ({"selekt": "all"}, "06_classification: options is"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            runs.begin("classification", {**VALUES["classification"], "options": options})
 
 
 def test_an_unwritable_place_is_one_sentence(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,22 @@ import numpy as np
 import pandas as pd
 
 from stda import BadInput
-from stda.classify.controls import OVERSAMPLE, SELF_TRAINING, duplicates, self_training
+from stda.classify.controls import (
+    OVERSAMPLE,
+    SELF_TRAINING,
+    TRANSFORMS,
+    duplicates,
+    held_back,
+    self_training,
+    subset,
+    transformed,
+)
 from stda.classify.labels import LABELS, asked, one_hot, relabel
-from stda.images import ImageSet, require_train
+from stda.classify.selection import PLACEBO_LABELS, SELECTS, choose_rows, placebo_labels
+from stda.encoders import encode
+from stda.images import ImageSet, added_counts, require_train
+from stda.sections import ORACLE
+from stda.study import sub_seed
 
 if TYPE_CHECKING:
     from stda.compute import Compute
@@ -27,12 +40,14 @@ SPARE = 3  # pictures that self-training makes per one it needs, when unsure one
 class Arm:
     """One way to train the classifier, as plain values.
 
-    ``synthetic`` is "none", "oversample" or "self-training" (:mod:`stda.classify.controls`), or the name of a
-    generator; ``ratio`` is added images per real one of every class but the largest.  ``protocol`` puts the added
-    images beside the real ones (mix), before them (pretrain, for ``pretrain_share`` of the updates), or in their place
-    (synthetic-only).  ``labels`` says which label they carry (:func:`stda.classify.labels.relabel`), and those with a
-    ``label_confidence`` below ``min_confidence`` are left out.  ``augment`` and ``sampler`` are names of
-    :data:`stda.classify.augment.AUGMENTS` and :data:`SAMPLERS`.
+    ``synthetic`` is "none", a control (:mod:`stda.classify.controls`: real images once more, or held-back ones for
+    "oracle"), or the name of a generator; ``ratio``, ``count``, ``balance`` and ``classes`` say how many images of
+    which class are added (:func:`stda.images.added_counts`), ``select`` which of a larger pool
+    (:func:`stda.classify.selection.choose_rows`).  ``protocol`` puts the added images beside the real ones (mix),
+    before them (pretrain, for ``pretrain_share`` of the updates), or in their place (synthetic-only).  ``labels`` says
+    which label they carry (:func:`stda.classify.labels.relabel`, or a placebo's), and those with a
+    ``label_confidence`` below ``min_confidence`` are left out.  ``real_share`` of the train fold's lesions are used.
+    ``augment`` and ``sampler`` are names of :data:`stda.classify.augment.AUGMENTS` and :data:`SAMPLERS`.
     """
 
     name: str
@@ -44,9 +59,20 @@ class Arm:
     pretrain_share: float = 0.5
     labels: str = "given"
     min_confidence: float = 0.0
+    count: int = 0
+    balance: bool = False
+    classes: Sequence[str] = ()
+    select: str = "all"
+    real_share: float = 1.0
 
     def __post_init__(self) -> None:
-        for knob, allowed in (("sampler", SAMPLERS), ("protocol", PROTOCOLS), ("labels", LABELS)):
+        allowed_labels = (*LABELS, *PLACEBO_LABELS)
+        for knob, allowed in (
+            ("sampler", SAMPLERS),
+            ("protocol", PROTOCOLS),
+            ("labels", allowed_labels),
+            ("select", SELECTS),
+        ):
             if getattr(self, knob) not in allowed:
                 found = getattr(self, knob)
                 raise BadInput(f"Unknown {knob} '{found}' of arm '{self.name}'; use {', '.join(allowed)}.")
@@ -57,9 +83,15 @@ class Arm:
                 f"pretrain_share and min_confidence of arm '{self.name}' are {self.pretrain_share} and "
                 f"{self.min_confidence}; they are shares below 1, the first above 0."
             )
+        if not 0 < self.real_share <= 1 or (self.real_share < 1 and self.synthetic != "none"):
+            raise BadInput(
+                f"real_share of arm '{self.name}' is {self.real_share}; it is a share up to 1, and below 1 only in an "
+                "arm that adds nothing."
+            )
         if self.synthetic == "none" and self.protocol != "mix":
             raise BadInput(f"Protocol {self.protocol} of arm '{self.name}' needs added images: set synthetic.")
-        if self.synthetic in ("none", OVERSAMPLE) and (self.labels != "given" or self.min_confidence):
+        own_labels = ("none", OVERSAMPLE, ORACLE, *TRANSFORMS)
+        if self.synthetic in own_labels and (self.labels != "given" or self.min_confidence):
             raise BadInput(f"Arm '{self.name}' makes no new images: leave labels 'given' and min_confidence 0.")
 
     def pretrain_steps(self, steps: int) -> int:
@@ -72,9 +104,10 @@ class Training:
     """What an arm trains on.
 
     ``images`` are those of the last, mostly the only phase; ``pretrain`` those of a phase before it, or None.
-    ``composition`` has a row per class: ``class``, ``real`` (images of the train fold that are used), ``wanted`` (added
-    images that the arm asks of this class), ``added`` (those it got: fewer where unsure labels were left out), and
-    ``labelled`` (added images that carry this label, whatever class they were asked for).
+    ``composition`` has a row per class: ``class``, ``real`` and ``lesions`` (different real images that are used, and
+    their groups; held-back ones of the oracle count), ``wanted`` (added images that the arm asks of this class),
+    ``added`` (those it got: fewer where unsure labels were left out, or held-back images ran out), and ``labelled``
+    (added images that carry this label, whatever class they were asked for).
     """
 
     images: ImageSet
@@ -82,24 +115,19 @@ class Training:
     composition: pd.DataFrame
 
 
-def added_counts(train: ImageSet, ratio: float, *, largest: bool = False) -> dict[str, int]:
-    """Return how many images are added per class: ``round(ratio * n)``, for the largest class only if asked."""
-    return {label: round(ratio * n) for label, n in train.counts().iloc[0 if largest else 1 :].sort_index().items()}
-
-
 def assemble(
     arm: Arm,
     train: ImageSet,
-    synthetic: ImageSet | None = None,
+    pool: ImageSet | None = None,  # the generator's images, or the held-back ones for the oracle
     *,
-    seed: int = 0,  # which real images a control draws
-    labeller: InDomain | None = None,  # for self-training, and for opinions that the synthetic set does not hold
+    seed: int = 0,  # which real images a control draws, and how placebo labels are dealt out
+    labeller: InDomain | None = None,  # for self-training, select, and opinions that the pool does not hold
     compute: Compute | None = None,  # of the labeller
 ) -> Training:
     """Return what an arm trains on: the train fold and what the arm adds, put together as its protocol says.
 
-    A generator's images are taken from ``synthetic`` in its order, as many per *asked* class as :func:`added_counts`
-    says (column ``asked_label`` where the set has it, else ``label``).  The label they carry is another matter: style
+    A generator's images are taken from the pool, as many per *asked* class as :func:`stda.images.added_counts` says
+    (column ``asked_label`` where the set has it, else ``label``).  The label they carry is another matter: style
     transfer asks for one class and may be given another by its pseudo-labeller.  Where unsure images are left out, the
     next of their class take their places; when there are no more, the arm is smaller and the composition says so.
     Images that train alone, for a while or to the end, are of every class, the largest too where the pool has it.
@@ -109,10 +137,12 @@ def assemble(
     lack a class (synthetic-only) or know one only (pretrain).
     """
     require_train(train, f"Arm '{arm.name}'")
-    wanted = _wanted(arm, train, synthetic)
+    if arm.real_share < 1:
+        train = subset(train, arm.real_share, seed=sub_seed(seed, "subset"))
     if arm.synthetic == "none":
-        return Training(train, None, _composition(arm, train, None, wanted))
-    added = _added(arm, train, synthetic, wanted, seed=seed, labeller=labeller, compute=compute)
+        return Training(train, None, _composition(arm, train, None, {}))
+    wanted = _wanted(arm, train, pool)
+    added = _added(arm, train, pool, wanted, seed=seed, labeller=labeller, compute=compute)
     composition = _composition(arm, train, added, wanted)
     if arm.labels == "soft":
         train = one_hot(train, train.classes)
@@ -126,14 +156,18 @@ def assemble(
 
 def _wanted(arm: Arm, train: ImageSet, pool: ImageSet | None) -> dict[str, int]:
     """Return how many images of each class the arm asks for."""
-    if arm.synthetic == "none":
-        return {}
-    if arm.synthetic in (OVERSAMPLE, SELF_TRAINING):
-        return added_counts(train, arm.ratio, largest=arm.protocol != "mix")
-    if pool is None:
-        raise BadInput(f"Arm '{arm.name}' needs images of '{arm.synthetic}', got none: run that stage first.")
-    has_largest = train.counts().index[0] in asked(pool)
-    return added_counts(train, arm.ratio, largest=arm.protocol != "mix" and has_largest)
+    if pool is None and arm.synthetic not in (OVERSAMPLE, SELF_TRAINING, *TRANSFORMS):
+        remedy = "pass those of split held-back" if arm.synthetic == ORACLE else "run that stage first"
+        raise BadInput(f"Arm '{arm.name}' needs images of '{arm.synthetic}', got none: {remedy}.")
+    has_largest = pool is None or train.counts().index[0] in asked(pool)
+    return added_counts(
+        train.counts(),
+        ratio=arm.ratio,
+        count=arm.count,
+        balance=arm.balance,
+        classes=arm.classes,
+        largest=arm.protocol != "mix" and has_largest,
+    )
 
 
 def _added(
@@ -149,13 +183,33 @@ def _added(
     """Return the images that the arm adds, with the labels it wants."""
     if arm.synthetic == OVERSAMPLE:
         return duplicates(train, wanted, seed=seed)
+    if arm.synthetic in TRANSFORMS:
+        return transformed(train, wanted, arm.synthetic, seed=seed)
+    if arm.synthetic == ORACLE:
+        return held_back(pool, wanted, seed=sub_seed(seed, ORACLE))
     opinion = {"labeller": labeller, "compute": compute}
     if arm.synthetic == SELF_TRAINING:
         spare = SPARE if arm.min_confidence else 1
         pool = self_training(train, {label: spare * n for label, n in wanted.items()}, seed=seed, **opinion)
     _check_pool(arm, train, pool)
-    pool = relabel(pool, arm.labels, classes=train.classes, sure=arm.min_confidence > 0, **opinion)
-    return pool.select(_chosen_rows(arm, pool, wanted))
+    sure = arm.min_confidence > 0 or arm.select == "confident"
+    labels = "given" if arm.labels in PLACEBO_LABELS else arm.labels
+    pool = relabel(pool, labels, classes=train.classes, sure=sure, **opinion)
+    if arm.select == "diverse" and (labeller is None or compute is None):
+        raise BadInput(f"Arm '{arm.name}' selects by features, but nothing gives them: pass a labeller and compute.")
+    features = encode(labeller, pool.images, compute=compute) if arm.select == "diverse" else None
+    added = pool.select(
+        choose_rows(
+            _candidates(arm, pool, wanted),
+            wanted,
+            select=arm.select,
+            confidence=pool.table["label_confidence"].to_numpy(),
+            features=features,
+        )
+    )
+    if arm.labels in PLACEBO_LABELS:
+        return placebo_labels(added, arm.labels, classes=train.classes, seed=sub_seed(seed, arm.labels))
+    return added
 
 
 def _check_pool(arm: Arm, train: ImageSet, pool: ImageSet) -> None:
@@ -177,19 +231,19 @@ def _check_pool(arm: Arm, train: ImageSet, pool: ImageSet) -> None:
         raise BadInput(f"Synthetic images have labels {unknown} that the train fold lacks: make them from this fold.")
 
 
-def _chosen_rows(arm: Arm, pool: ImageSet, wanted: dict[str, int]) -> np.ndarray:
-    """Return the rows of the pool that fulfil the counts and are sure enough, in the pool's order."""
+def _candidates(arm: Arm, pool: ImageSet, wanted: dict[str, int]) -> dict[str, np.ndarray]:
+    """Return the rows of the pool that may be taken, by asked class: those that are sure enough."""
     classes, sure = asked(pool), pool.table["label_confidence"].to_numpy() >= arm.min_confidence
-    rows = [np.zeros(0, int)]
+    rows = {}
     for label, n in wanted.items():
         found = np.flatnonzero(classes == label)
         if len(found) < n:
             raise BadInput(
-                f"Arm '{arm.name}' needs {n} images of class {label} (ratio {arm.ratio:g}), but '{arm.synthetic}' made "
-                f"{len(found)}: lower the arm's ratio or raise that of {arm.synthetic}."
+                f"Arm '{arm.name}' needs {n} images of class {label}, but '{arm.synthetic}' made {len(found)}: ask for "
+                f"fewer in the arm, or for more in the section of {arm.synthetic}."
             )
-        rows.append(found[sure[found]][:n])
-    return np.sort(np.concatenate(rows))
+        rows[label] = found[sure[found]]
+    return rows
 
 
 def _check_alone(arm: Arm, train: ImageSet, added: ImageSet) -> None:
@@ -207,8 +261,12 @@ def _check_alone(arm: Arm, train: ImageSet, added: ImageSet) -> None:
 
 def _composition(arm: Arm, train: ImageSet, added: ImageSet | None, wanted: dict[str, int]) -> pd.DataFrame:
     """Return the table of :class:`Training`."""
+    real = [train] if arm.protocol != "synthetic-only" else []
+    real += [added] if arm.synthetic == ORACLE else []
+    rows = pd.concat([part.table[["label", "group"]] for part in real] or [train.table.iloc[:0]])
     columns = {
-        "real": train.counts() * (arm.protocol != "synthetic-only"),
+        "real": rows["label"].value_counts(),
+        "lesions": rows.groupby("label")["group"].nunique(),
         "wanted": pd.Series(wanted, dtype=int),
         "added": pd.Series(asked(added) if added else [], dtype=object).value_counts(),
         "labelled": added.counts() if added else pd.Series(dtype=int),

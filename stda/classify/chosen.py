@@ -5,11 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from stda import BadInput
-from stda.runs import Stage, finished, read_manifest
+from stda.runs import Stage, arm_knobs, finished
+from stda.sections import arm_kind
 
 
 def trained_arms(run: Stage) -> pd.DataFrame:
-    """Return the arms that were trained in the replicate of ``run``: arm, synthetic, val_balanced_accuracy."""
+    """Return the arms that were trained in the replicate of ``run``: arm, synthetic, kind, val_balanced_accuracy."""
     jobs, _ = finished(run.values["study"])
     arms = [job.arm for job in jobs if job.stage == "classification" and job.replicate == run.job.replicate]
     if not arms:
@@ -21,6 +22,7 @@ def trained_arms(run: Stage) -> pd.DataFrame:
     for arm in arms:
         folder = run.upstream("classification", arm)
         scores = pd.read_csv(folder / "metrics.csv", index_col="metric")
-        synthetic = read_manifest(folder)["parameters"]["synthetic"]
-        rows.append((arm, synthetic, scores.loc["balanced_accuracy", "val"]))
-    return pd.DataFrame(rows, columns=["arm", "synthetic", "val_balanced_accuracy"])
+        knobs = arm_knobs(folder)
+        kind = arm_kind(knobs["synthetic"], labels=knobs["labels"], real_share=knobs["real_share"])
+        rows.append((arm, knobs["synthetic"], kind, scores.loc["balanced_accuracy", "val"]))
+    return pd.DataFrame(rows, columns=["arm", "synthetic", "kind", "val_balanced_accuracy"])

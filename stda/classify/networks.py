@@ -8,6 +8,7 @@ the same form; ``batch_norm=False`` builds the VGG8 without it, to see how much 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -77,6 +78,24 @@ class Classifier(nn.Module):
         return {name: getattr(self, name) for name in names}
 
 
+class Features(nn.Sequential):
+    """A sequence that computes a ReLU with max-pooling behind it in the other order, for a fourth of the work.
+
+    The two commute, and exactly so: values and gradients stay the same bit for bit.  The layers stay in the order in
+    which they were given, for attribution and for files of weights.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the layers in their order return."""
+        layers = list(self)
+        for i, (layer, behind) in enumerate(pairwise(self)):
+            if isinstance(layer, nn.ReLU) and isinstance(behind, nn.MaxPool2d):
+                layers[i : i + 2] = behind, layer
+        for layer in layers:
+            x = layer(x)
+        return x
+
+
 class VGG8(nn.Sequential):
     """Eight weight layers: five 3x3 convolutions with ReLU and 2x2 max-pooling, three dense layers with dropout.
 
@@ -97,7 +116,7 @@ class VGG8(nn.Sequential):
         batch_norm: bool = True,
     ) -> None:
         super().__init__()
-        features, side = nn.Sequential(), size
+        features, side = Features(), size
         for i, (n_in, n_out) in enumerate(pairwise((3, *channels)), start=1):
             features.add_module(f"conv{i}", nn.Conv2d(n_in, n_out, kernel_size=3, padding=1, bias=not batch_norm))
             if batch_norm:
@@ -160,6 +179,8 @@ def build(
     from torchvision.models import get_model
 
     net = get_model(name, weights=None, num_classes=n_classes)
+    if hasattr(net, "features"):
+        net.features = Features(OrderedDict(net.features.named_children()))
     provenance = None if weights == "none" else _load_pretrained(net, name, weights)
     return Classifier(net, **facts, provenance=provenance)
 

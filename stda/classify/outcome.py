@@ -14,7 +14,7 @@ import torch
 from stda import BadInput
 from stda.classify.networks import Classifier, build
 from stda.images import ImageSet
-from stda.sections import REAL_ONLY
+from stda.sections import may_be_baseline
 
 if TYPE_CHECKING:
     from stda.compute import Compute
@@ -89,14 +89,16 @@ def load_model(folder: Path, compute: Compute | None = None) -> Classifier:
 def best_arms(trained: pd.DataFrame, *, score: str = "val_balanced_accuracy") -> pd.DataFrame:
     """Return the best arm without a generator and the best with one (if any), by their score on the validation fold.
 
-    ``trained`` has a row per arm with columns ``arm``, ``synthetic`` and ``score``.  Oversampled duplicates and
-    self-training add real images and count as without.  Ties go to the first row.
+    ``trained`` has a row per arm with columns ``arm``, ``synthetic``, ``kind`` (:func:`stda.sections.arm_kind`) and
+    ``score``.  Controls that add real images of the train fold count as without; placebos with a generator's images,
+    oracles and subsets are never chosen.  Ties go to the first row.
     """
-    missing = [c for c in ("arm", "synthetic", score) if c not in trained]
+    missing = [c for c in ("arm", "synthetic", "kind", score) if c not in trained]
     if missing or not len(trained):
         raise BadInput(f"No trained arms to choose from ({len(trained)} rows, missing {missing}): run 06 first.")
-    plain = trained["synthetic"].isin(REAL_ONLY)
-    best = [part[score].idxmax() for part in (trained[plain], trained[~plain]) if len(part)]
+    pairs = zip(trained["kind"], trained["synthetic"], strict=True)
+    plain = pd.Series([may_be_baseline(*pair) for pair in pairs], index=trained.index)
+    best = [part[score].idxmax() for part in (trained[plain], trained[trained["kind"] == "synthetic"]) if len(part)]
     return trained.loc[best].reset_index(drop=True)
 
 

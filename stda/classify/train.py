@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 WEIGHT_DECAY = 0.05
 
 
+class Diverged(BadInput):
+    """The loss of a training is no longer finite: the learning rate is too high."""
+
+
 def train_classifier(
     train: ImageSet,
     val: ImageSet,
@@ -58,7 +62,7 @@ def train_classifier(
     ``steps``, ``loss`` after each step, and ``val_balanced_accuracy`` at looks.
 
     Raises BadInput for rows of another fold, an image in both sets, labels outside ``classes``, image sizes that
-    differ, probabilities that do not sum to one, and a loss that is no longer finite.
+    differ, probabilities that do not sum to one, and (as Diverged) a loss that is no longer finite.
     """
     classes, phases = list(classes), _phases(train, pretrain, steps, pretrain_steps)
     for phase in phases:
@@ -139,7 +143,7 @@ def _loop(
         record = {"step": step, "phase": phase.name, "loss": loss.item(), "learning_rate": rate}
         schedule.step()
         if not math.isfinite(record["loss"]):
-            raise BadInput(f"Training diverged at step {step} (loss {record['loss']}): lower learning_rate.")
+            raise Diverged(f"Training diverged at step {step} (loss {record['loss']}): lower learning_rate.")
 
         # now and then, and at the end, a look at the validation fold
         if step % every == 0 or step == phase.stop - 1:
@@ -187,8 +191,9 @@ def balanced_accuracy(targets: np.ndarray, predicted: np.ndarray) -> float:
 
 def _check_folds(train: ImageSet, val: ImageSet, classes: list[str]) -> None:
     """Raise unless the folds are what their names say; no switch turns this off."""
-    real = train.table["split"].to_numpy() != "synthetic"
-    if real.any() or not len(train):  # protocol synthetic-only has no real rows
+    # protocol synthetic-only has no real rows, and only the oracle's arms have any that were held back
+    real = ~train.table["split"].isin(["synthetic", "held-back"]).to_numpy()
+    if real.any() or not len(train):
         require_train(train.select(real), "A classifier")
     wrong = sorted(set(val.table["split"]) - {"val"})
     if wrong or not len(val):

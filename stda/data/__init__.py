@@ -16,9 +16,10 @@ from stda.data.sources import (
     pictures,
     skipped,
 )
-from stda.data.splits import split
+from stda.data.splits import HELD_BACK, split
 
 __all__ = [
+    "HELD_BACK",
     "INSERTED",
     "LIGHT",
     "SOURCES",

@@ -9,6 +9,7 @@ import pandas as pd
 
 from stda import BadInput
 from stda.data.decode import resize
+from stda.data.splits import FOLDS, HELD_BACK
 from stda.images import ImageSet
 
 THUMB = 8  # pixels of the thumbnails that nominate pairs
@@ -114,16 +115,18 @@ def ledger(images: ImageSet | pd.DataFrame, *, folds: np.ndarray | None = None,
 
     ``folds`` replaces the table's own split.  Columns: label, images, groups, groups_of_several (more than one
     image), test_images, test_in_train (test images whose group is also in train), test_leaked (in train or val),
-    both also in percent, and with ``pairs`` (of :func:`duplicates`) pairs_across (pairs that lie in two folds; counted
-    for the class of the first image).
+    both also in percent; where the split has a held-back fold, held_back_images, held_back_groups (0: the class had too
+    few groups for one) and test_held_back (test images whose group is also held back, with percent); and with
+    ``pairs`` (of :func:`duplicates`) pairs_across (pairs that lie in two folds, the held-back one included; counted for
+    the class of the first image).
     """
     table = images.table if isinstance(images, ImageSet) else images
     fold = table["split"].to_numpy(str) if folds is None else np.asarray(folds, str)
-    if len(fold) != len(table) or not set(fold) <= {"train", "val", "test"}:
-        raise BadInput("A ledger needs the fold (train, val or test) of every row: split the set first.")
+    if len(fold) != len(table) or not set(fold) <= {*FOLDS, HELD_BACK}:
+        raise BadInput("A ledger needs the fold (train, val, test or held-back) of every row: split the set first.")
     group = table["group"]
     several = group.map(group.value_counts()) > 1
-    test = fold == "test"
+    test, held_back = fold == "test", fold == HELD_BACK
     facts = pd.DataFrame(
         {
             "label": table["label"].to_numpy(),
@@ -131,11 +134,15 @@ def ledger(images: ImageSet | pd.DataFrame, *, folds: np.ndarray | None = None,
             "several": several.to_numpy(),
             "test": test,
             "in_train": test & group.isin(group[fold == "train"]).to_numpy(),
-            "leaked": test & group.isin(group[~test]).to_numpy(),
+            "leaked": test & group.isin(group[~test & ~held_back]).to_numpy(),
+            "held_back": held_back,
+            "in_held_back": test & group.isin(group[held_back]).to_numpy(),
         }
     )
     rows = [_ledger_row(label, part) for label, part in facts.groupby("label", sort=True)]
     result = pd.DataFrame([*rows, _ledger_row("all", facts)])
+    if not held_back.any():
+        result = result[[column for column in result if "held_back" not in column]]
     if pairs is not None:
         fold_of = dict(zip(table["image_id"], fold, strict=True))
         across = pairs[pairs["image_a"].map(fold_of) != pairs["image_b"].map(fold_of)]
@@ -151,22 +158,29 @@ def _ledger_row(label: str, part: pd.DataFrame) -> dict[str, str | int | float]:
         "images": len(part),
         "groups": part["group"].nunique(),
         "groups_of_several": part["group"][part["several"]].nunique(),
+        "held_back_images": int(part["held_back"].sum()),
+        "held_back_groups": part["group"][part["held_back"]].nunique(),
         "test_images": n_test,
     }
-    for name, column in (("test_in_train", "in_train"), ("test_leaked", "leaked")):
+    for name, column in (("test_in_train", "in_train"), ("test_leaked", "leaked"), ("test_held_back", "in_held_back")):
         row[name] = int(part[column].sum())
         row[f"{name}_percent"] = 100 * row[name] / n_test if n_test else float("nan")
     return row
 
 
-def compare(images: ImageSet | pd.DataFrame, leaky: np.ndarray, *, pairs: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Put the ledgers of the set's own split and of a leaky image-level split side by side; last row "all".
+def compare(
+    images: ImageSet | pd.DataFrame, honest: np.ndarray, leaky: np.ndarray, *, pairs: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Put the ledgers of an honest split and of a leaky image-level split side by side; last row "all".
 
-    ``leaky`` is ``split(table, ..., by="image")``.  "leaked" is the share of test images whose lesion is also in the
-    train fold, "seen" the share whose lesion is in train or val: with 30 % test images the latter is the number that
-    a random 70/30 split gives.  With ``pairs`` the duplicates across folds are counted for both splits.
+    ``honest`` is ``split(table, ...)``, ``leaky`` is ``split(table, ..., by="image")``; the set's own split is not
+    used.  "leaked" is the share of test images whose lesion is also in the train fold, "seen" the share whose lesion is
+    in train or val: with 30 % test images the latter is the number that a random 70/30 split gives.  Where there is a
+    held-back fold, its images are counted ("none": the class has too few lesions for a fourth fold), and so is the
+    share of test images whose lesion is there, too, which only the oracle's arms see.  With
+    ``pairs`` the duplicates across folds are counted for both splits.
     """
-    own, other = ledger(images, pairs=pairs), ledger(images, folds=leaky, pairs=pairs)
+    own, other = ledger(images, folds=honest, pairs=pairs), ledger(images, folds=leaky, pairs=pairs)
     table = own[["label", "images", "groups", "groups_of_several"]].rename(
         columns={"label": "class", "groups_of_several": "groups of several images"}
     )
@@ -174,6 +188,9 @@ def compare(images: ImageSet | pd.DataFrame, leaky: np.ndarray, *, pairs: pd.Dat
         table[f"test images if split by {way}"] = part["test_images"]
         table[f"leaked if split by {way} %"] = part["test_in_train_percent"]
         table[f"seen if split by {way} %"] = part["test_leaked_percent"]
+        if "held_back_images" in part:
+            table[f"held-back images if split by {way}"] = part["held_back_images"].replace(0, "none")
+            table[f"shared with held back if split by {way} %"] = part["test_held_back_percent"]
         if pairs is not None:
             table[f"duplicates across folds if split by {way}"] = part["pairs_across"]
     return table

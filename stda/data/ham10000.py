@@ -7,6 +7,7 @@ Lesion masks (Tschandl et al., Nat. Med. 26:1229, 2020) may lie beside them.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -30,8 +31,8 @@ def listing(root: str | Path, classes: str = "") -> Listing:
 
     ``classes``: "seven" (also ""), the diagnoses of HAM10000; "eight", those of ISIC 2019 by its ground-truth table,
     which splits akiec into AK and SCC (in ``root`` or in ``root/../isic_tables``); "two", malignant (mel, bcc, akiec)
-    against benign; or some of the seven, "mel,nv".  Extra columns: dx, dx_type, age, sex, localization where given.
-    A picture that the table names and the folder lacks keeps the path where it should be.
+    against benign; or some of the seven or of the eight, "mel,nv" or "AK,SCC".  Extra columns: dx, dx_type, age, sex,
+    localization where given.  A picture that the table names and the folder lacks keeps the path where it should be.
     """
     folder = existing_root("ham10000", root, holds=f"a folder with {TABLES[0]} and the pictures")
     name = next((name for name in TABLES if (folder / name).is_file()), None)
@@ -59,7 +60,7 @@ def _labels(table: pd.DataFrame, classes: str, folder: Path, name: str) -> pd.Se
         raise BadInput(f"{name} has the unknown diagnosis '{unknown[0]}' in column dx; it must be one of {SEVEN}.")
     if classes == "two":
         return table["dx"].isin(MALIGNANT).map({True: "malignant", False: "benign"})
-    if classes == "eight":
+    if classes == "eight" or set(re.split(r"[,\s]+", classes.strip())) <= set(EIGHT):
         return _isic_labels(table["image_id"], folder)
     return table["dx"]
 

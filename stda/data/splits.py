@@ -1,4 +1,4 @@
-"""Stratified, grouped splits into train, val and test."""
+"""Stratified, grouped splits into train, val and test, and a held-back fold where it is asked for."""
 
 from __future__ import annotations
 
@@ -9,28 +9,39 @@ from stda import BadInput
 from stda.study import sub_seed
 
 FOLDS = ("train", "val", "test")
+HELD_BACK = "held-back"  # real images that only the oracle's arms see
 TRIES = 10  # random splits per class, of which the one with the best image counts is kept
 
 
 def split(
-    table: pd.DataFrame, *, val_fraction: float, test_fraction: float, seed: int, by: str = "group"
+    table: pd.DataFrame,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    by: str = "group",
+    oracle_fraction: float = 0.0,  # share of the groups of each class that is held back; 0: none
 ) -> np.ndarray:
-    """Return the fold of each row, ``(N,)`` of "train", "val" or "test".
+    """Return the fold of each row, ``(N,)`` of "train", "val" or "test", or "held-back" with ``oracle_fraction``.
 
     The groups of each class are dealt out by scikit-learn's ``train_test_split``, class by class, so every class keeps
     the fractions and lands in all three folds.  Of several random deals the one whose *image* counts come closest to
     the fractions is kept.  A group with images of several classes counts as one of its rarest class.
     ``by="image"`` ignores the groups: the leaky split that the ledger shows beside the honest one.
 
+    Groups are held back from the train fold: val and test are those of the same seed without ``oracle_fraction``.  At
+    least one group of a class is held back and at least one stays; a class with a single train group gives none, which
+    the ledger shows.
+
     Raises:
         BadInput: fractions that leave nothing, an unknown ``by``, or a class that cannot reach all three folds.
     """
-    _check(val_fraction, test_fraction, by)
+    _check(val_fraction, test_fraction, by, oracle_fraction)
     unit = table["group" if by == "group" else "image_id"].to_numpy(str)
     labels = table["label"].to_numpy(str)
     names, member = np.unique(unit, return_inverse=True)
     sizes = np.bincount(member)
-    fold_of = np.full(len(names), "", dtype="<U5")
+    fold_of = np.full(len(names), "", dtype=f"<U{len(HELD_BACK)}")
     stratum = _strata(labels, member)
     for label in sorted(set(stratum)):
         groups = np.flatnonzero(stratum == label)
@@ -41,7 +52,10 @@ def split(
                 f"Class '{label}' has {count}: a class needs at least 3, one for each of train, val and test; "
                 "add images of others or leave the class out."
             )
-        fold_of[groups] = _deal(sizes[groups], val_fraction, test_fraction, sub_seed(seed, "split", by, label))
+        own = _deal(sizes[groups], val_fraction, test_fraction, sub_seed(seed, "split", by, label))
+        if oracle_fraction:
+            own = _hold_back(sizes[groups], own, oracle_fraction, sub_seed(seed, HELD_BACK, by, label))
+        fold_of[groups] = own
     folds = fold_of[member]
     for label in sorted(set(labels)):
         lacking = [fold for fold in FOLDS if not ((labels == label) & (folds == fold)).any()]
@@ -50,12 +64,17 @@ def split(
     return folds
 
 
-def _check(val_fraction: float, test_fraction: float, by: str) -> None:
+def _check(val_fraction: float, test_fraction: float, by: str, oracle_fraction: float) -> None:
     if by not in ("group", "image"):
         raise BadInput(f"A split is made by 'group' or by 'image', not by '{by}'.")
     if not (0 < val_fraction < 1 and 0 < test_fraction < 1 and val_fraction + test_fraction < 1):
         raise BadInput(
             f"val_fraction {val_fraction} and test_fraction {test_fraction} must be above 0 and sum to less than 1."
+        )
+    if not 0 <= oracle_fraction < 1 - val_fraction - test_fraction:
+        raise BadInput(
+            f"oracle_fraction is {oracle_fraction}; it must be at least 0 and, with val_fraction {val_fraction} and "
+            f"test_fraction {test_fraction}, leave something to train on."
         )
 
 
@@ -88,3 +107,16 @@ def _deal(sizes: np.ndarray, val_fraction: float, test_fraction: float, seed: in
             best, best_miss = np.full(n, "train", dtype="<U5"), miss
             best[val], best[test] = "val", "test"
     return best
+
+
+def _hold_back(sizes: np.ndarray, folds: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Hold back ``fraction`` of all groups of a class, taken from its train groups; the best of several draws."""
+    train = np.flatnonzero(folds == "train")
+    n = min(max(round(fraction * len(sizes)), 1), len(train) - 1)
+    if not n:
+        return folds
+    draws = [np.random.default_rng(sub_seed(seed, k)).choice(train, n, replace=False) for k in range(TRIES)]
+    best = min(draws, key=lambda drawn: abs(sizes[drawn].sum() - fraction * sizes.sum()))
+    folds = folds.astype(f"<U{len(HELD_BACK)}")
+    folds[best] = HELD_BACK
+    return folds

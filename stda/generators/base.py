@@ -13,7 +13,7 @@ import pandas as pd
 
 from stda import BadInput
 from stda.generators.pairs import image_seed, label_at
-from stda.images import ImageSet
+from stda.images import ImageSet, added_counts
 
 # called once per step with a small record: step (1..steps), steps, losses; now and then "grid", uint8 (h, w, 3)
 Callback = Callable[[dict[str, Any]], None]
@@ -113,20 +113,26 @@ def synthetic_table(name: str, labels: Sequence[str], seeds: Sequence[int], **mo
     return pd.DataFrame({**columns, **{column: list(values) for column, values in more.items()}}, index=range(len(ids)))
 
 
-def synthetic_labels(train: ImageSet, ratio: float, *, all_classes: bool = False) -> list[str]:
-    """Return the labels to generate, sorted: ``round(ratio * n)`` for every class of ``n`` images but the largest.
+def synthetic_labels(
+    train: ImageSet,
+    ratio: float,
+    *,
+    count: int = 0,
+    balance: bool = False,
+    classes: Sequence[str] = (),
+    all_classes: bool = False,
+) -> list[str]:
+    """Return the labels to generate, sorted: as many of each class as :func:`stda.images.added_counts` says.
 
     The largest class (ties: the first by name) needs no help, unless nothing else is trained on: ``all_classes``.
-    ``ratio`` must be positive.
     """
-    if not ratio > 0:
-        raise BadInput(f"ratio is {ratio}; it must be positive: synthetic images per real image of a class.")
-    wanted = train.counts().iloc[0 if all_classes else 1 :].sort_index()
-    if not len(wanted):
+    counts = train.counts()
+    wanted = added_counts(counts, ratio=ratio, count=count, balance=balance, classes=classes, largest=all_classes)
+    if not wanted:
         raise BadInput("There is one class only and no rarer one to help: set all_classes to make its images.")
-    labels = [label for label, n in wanted.items() for _ in range(round(ratio * n))]
+    labels = [label for label, n in wanted.items() for _ in range(n)]
     if not labels:
-        raise BadInput(f"ratio {ratio} makes no image of any class (the largest of them has {wanted.max()}): raise it.")
+        raise BadInput(f"ratio {ratio} makes no image of {', '.join(wanted)}: raise it, or set count.")
     return labels
 
 

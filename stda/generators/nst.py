@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from stda import BadInput
 from stda.compute import Compute, setup
 from stda.encoders import Encoder, InDomain, encode
+from stda.generator_sections import NstSection
 from stda.generators.base import Callback, Generator, Unfinished, read_settings, write_settings
 from stda.generators.pairs import BY_DISTANCE
 from stda.generators.style.adain import FeedForward
@@ -28,7 +29,6 @@ from stda.generators.style.plan import Plan, pair_keys
 from stda.generators.style.studio import Finished, Pair, PairFailed, Pictures, Studio
 from stda.images import ImageSet, require_train
 from stda.runs import sha256
-from stda.sections import NstSection
 from stda.study import sentence
 
 Resize = Callable[[np.ndarray, int], np.ndarray]
@@ -40,7 +40,7 @@ N_CALIBRATION = 32  # train pictures that set the scale of the encoder's layers
 class StyleTransfer(Generator):
     """Images of asked classes by style transfer between real training pictures.
 
-    The knobs are those of :class:`stda.sections.NstSection`, where their defaults and meanings are.
+    The knobs are those of :class:`stda.generator_sections.NstSection`, where their defaults and meanings are.
     """
 
     name: ClassVar[str] = "nst"

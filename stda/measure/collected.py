@@ -9,18 +9,33 @@ from typing import Any
 import pandas as pd
 
 from stda import BadInput
-from stda.runs import Job, Stage, finished, jobs, read_manifest, runs_root
-from stda.sections import GENERATORS
+from stda.measure.sweep import arm_settings
+from stda.runs import Job, Stage, arm_knobs, finished, jobs, option_defaults, read_manifest, runs_root
+from stda.sections import GENERATORS, REAL_ONLY, arm_kind, may_be_baseline
 from stda.study import load
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Everything the results notebook reads, as tables."""
+    """Everything the results notebook reads, as tables.
+
+    Replicates that share a split are not independent: ``predictions`` and ``repeats`` hold the first of each split, and
+    only ``trainings`` holds them all.
+    """
 
     predictions: pd.DataFrame  # replicate, arm, image_id, group, split, label, predicted, p_<class>...
-    synthetic: list[str]  # arms that use generated images
+    repeats: pd.DataFrame  # test answers of every training: replicate, arm, repeat, image_id, label, predicted...
+    trainings: pd.DataFrame  # the same of all replicates
+    splits: dict[int, int]  # replicate -> number of its split
     arms: dict[str, str]  # arm -> its generator, or an empty string
+    kinds: dict[str, str]  # arm -> real, placebo, oracle, subset or synthetic (stda.sections.arm_kind)
+    synthetic: list[str]  # arms that are judged
+    baselines: list[str]  # arms that they may be judged against
+    placebos: dict[str, list[str]]  # judged arm -> placebos it must beat
+    oracles: list[str]  # arms with held-back real images
+    settings: pd.DataFrame  # arm, synthetic, amount (added images, mean), and the knobs in which the arms differ
+    composition: pd.DataFrame  # replicate, arm, class, real, lesions, wanted, added, labelled
+    leaky: bool  # the split is by image, on purpose (data.split_by)
     overview: pd.DataFrame  # arm by replicate: run or missing
     manifests: list[dict[str, Any]]
     fidelity: pd.DataFrame  # of each generator's images and of real ones: means over replicates, as the next three
@@ -29,44 +44,79 @@ class Collected:
     realism: pd.DataFrame
     registered: pd.DataFrame
     not_run: pd.DataFrame
-    updates: pd.DataFrame  # replicate, arm, updates
-    repeats: (
-        pd.DataFrame
-    )  # test answers of every training: replicate, arm, repeat, image_id, label, predicted, p_<class>
+    updates: pd.DataFrame  # replicate, arm, updates, members
     switches: pd.DataFrame  # answers to altered test images: replicate, arm, altered, image_id, group, label, before...
 
 
-def collect(run: Stage) -> Collected:
-    """Read every finished stage of the study of ``run`` and record it as an input.
+def collect(run: Stage, study: str = "") -> Collected:
+    """Read every finished stage of the study of ``run`` (or of another one) and record it as an input.
 
     Only replicates in which every trained arm was run enter (the comparison is paired); the others are named in
     ``not_run``.  Raises BadInput when no arm was trained yet, or when no replicate has them all.
     """
-    root = runs_root() / run.values["study"]
-    found, left_out = finished(run.values["study"])
+    study = study or run.values["study"]
+    root = runs_root() / study
+    found, left_out = finished(study)
     trained = [job for job in found if job.stage == "classification"]
     if not trained:
         raise BadInput(f"Run notebooks/06_classification.ipynb first: {root} holds no trained arm.")
     names = list(dict.fromkeys(job.arm for job in trained))
     complete, partial = _complete_replicates(trained, names)
     used = [job for job in trained if job.replicate in complete]
-    folders = {job: run.upstream(job.stage, job.arm, replicate=job.replicate) for job in used}
-    arms = {job.arm: _generator(folders[job]) for job in used}
+    folders = {job: run.upstream(job.stage, job.arm, replicate=job.replicate, study=study) for job in used}
+    knobs = {job.arm: arm_knobs(folder) for job, folder in folders.items()}
+    composition = pd.concat([_composition(folder, job) for job, folder in folders.items()], ignore_index=True)
     manifests = [read_manifest(root / job.key) for job in found if job.replicate in complete]
-    updates = [{"replicate": j.replicate, "arm": j.arm, **read_manifest(f)["facts"]} for j, f in folders.items()]
+    splits = _splits(root, complete)
+    first = set({split: replicate for replicate, split in reversed(splits.items())}.values())
+    own = {job: folder for job, folder in folders.items() if job.replicate in first}
+    trainings = pd.concat([_repeats(f, job) for job, f in folders.items()], ignore_index=True)
+    arms = {arm: known["synthetic"] if known["synthetic"] in GENERATORS else "" for arm, known in knobs.items()}
     return Collected(
-        predictions=pd.concat([_predictions(f, job) for job, f in folders.items()], ignore_index=True),
-        synthetic=[arm for arm, generator in arms.items() if generator],
+        predictions=pd.concat([_predictions(f, job) for job, f in own.items()], ignore_index=True),
+        repeats=trainings[trainings["replicate"].isin(first)].reset_index(drop=True),
+        trainings=trainings,
+        splits=splits,
         arms=arms,
+        **_roles(knobs, arms),
+        settings=arm_settings(manifests, composition),
+        composition=composition,
+        leaky=any(m["stage"] == "data" and m["parameters"]["options"].get("split_by") == "image" for m in manifests),
         overview=_overview(trained, names),
         manifests=manifests,
         **{name: _averaged(root, complete, name) for name in ("fidelity", "copying", "membership", "realism")},
         registered=_registered(root),
         not_run=_not_run(root, found, left_out, partial, arms),
-        updates=pd.DataFrame(updates),
-        repeats=pd.concat([_repeats(f, job) for job, f in folders.items()], ignore_index=True),
-        switches=pd.concat([_switches(f, job) for job, f in folders.items()], ignore_index=True),
+        updates=pd.DataFrame([_updates(folder, job) for job, folder in folders.items()]),
+        switches=pd.concat([_switches(f, job) for job, f in own.items()], ignore_index=True),
     )
+
+
+def _roles(knobs: dict[str, dict], arms: dict[str, str]) -> dict[str, Any]:
+    """Return what each arm is in the comparison: the fields ``kinds`` to ``oracles`` of :class:`Collected`."""
+    kinds = {
+        arm: arm_kind(known["synthetic"], labels=known["labels"], real_share=known["real_share"])
+        for arm, known in knobs.items()
+    }
+    judged = [arm for arm, kind in kinds.items() if kind == "synthetic"]
+    placebos = [arm for arm, kind in kinds.items() if kind == "placebo"]
+    return {
+        "kinds": kinds,
+        "synthetic": judged,
+        "baselines": [arm for arm, kind in kinds.items() if may_be_baseline(kind, knobs[arm]["synthetic"])],
+        "placebos": {arm: [p for p in placebos if knobs[p]["synthetic"] in (*REAL_ONLY, arms[arm])] for arm in judged},
+        "oracles": [arm for arm, kind in kinds.items() if kind == "oracle"],
+    }
+
+
+def _splits(root: Path, replicates: list[int]) -> dict[int, int]:
+    """Return the number of the split of each replicate, from the data stage (by hand: one split each)."""
+    found = {}
+    for r in replicates:
+        path = root / f"r{r}" / "data"
+        options = read_manifest(path)["parameters"]["options"] if (path / "manifest.json").is_file() else {}
+        found[r] = r // {**option_defaults("data"), **options}["replicates_per_split"]
+    return found
 
 
 def _complete_replicates(trained: list[Job], names: list[str]) -> tuple[list[int], list[int]]:
@@ -80,11 +130,6 @@ def _complete_replicates(trained: list[Job], names: list[str]) -> tuple[list[int
             "notebooks/06_classification.ipynb for the missing arms of one replicate."
         )
     return complete, sorted(set(have) - set(complete))
-
-
-def _generator(folder: Path) -> str:
-    synthetic = read_manifest(folder)["parameters"]["synthetic"]
-    return synthetic if synthetic in GENERATORS else ""
 
 
 def _predictions(folder: Path, job: Job, name: str = "predictions.csv") -> pd.DataFrame:
@@ -110,6 +155,19 @@ def _switches(folder: Path, job: Job) -> pd.DataFrame:
     if not (folder / "switches.csv").is_file():
         raise BadInput(f"{job.key} has no switches.csv: it was made by an older notebook 06, run it again.")
     return _predictions(folder, job, "switches.csv")
+
+
+def _composition(folder: Path, job: Job) -> pd.DataFrame:
+    """Return how many images of each class an arm trained on."""
+    rows = pd.DataFrame(read_manifest(folder)["facts"].get("composition", []))
+    if "lesions" not in rows:
+        raise BadInput(f"{job.key} does not say how many lesions it used: an older notebook 06 made it, run it again.")
+    return rows.assign(replicate=job.replicate, arm=job.arm)
+
+
+def _updates(folder: Path, job: Job) -> dict[str, Any]:
+    facts = read_manifest(folder)["facts"]
+    return {"replicate": job.replicate, "arm": job.arm, "updates": facts["updates"], "members": facts.get("members", 1)}
 
 
 def _overview(trained: list[Job], names: list[str]) -> pd.DataFrame:
@@ -154,28 +212,6 @@ def _not_run(
         expected = [job for job in jobs(study) if job.stage not in ("results", "explainability")]
         rows += [(job.key, "planned, not finished") for job in expected if job not in found]
     return pd.DataFrame(rows or [("nothing", "everything that was planned was run")], columns=["what", "why"])
-
-
-def cost_table(manifests: list[dict[str, Any]], *, arms: dict[str, str]) -> pd.DataFrame:
-    """Return seconds, peak memory (MB) and images per second (training included) of every stage, mean over replicates.
-
-    ``seconds`` are those of the work itself where the notebook noted them (fact ``work_seconds``: without what it shows
-    and tries out), else those of the whole notebook.  For an arm, ``seconds with generator`` adds what its generator
-    took, the price of the arm as a whole.
-    """
-    rows = []
-    for m in manifests:
-        made = m["facts"].get("images", 0)
-        name = m["arm"] and f"arm {m['arm']}"
-        seconds = m["facts"].get("work_seconds", m["seconds"])
-        rate = made / seconds if made and seconds else float("nan")
-        rows.append((name or m["stage"], m["arm"], seconds, m["peak_memory_mb"], rate))
-    table = pd.DataFrame(rows, columns=["what", "arm", "seconds", "peak memory (MB)", "images per second of all work"])
-    mean = table.groupby(["what", "arm"], sort=False).mean(numeric_only=True).reset_index()
-    seconds = mean.set_index("what")["seconds"]
-    used = mean["arm"].map(arms).map(seconds).fillna(0.0)
-    mean.insert(3, "seconds with generator", mean["seconds"] + used)
-    return mean.drop(columns="arm")
 
 
 def verdict_sentence(verdicts: pd.DataFrame) -> str:

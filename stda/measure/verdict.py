@@ -2,12 +2,15 @@
 
 With alpha = 1 - confidence, the rules are:
 
-- The **baseline** is the non-synthetic arm with the best mean over replicates on **validation** (among those that ran
-  in most replicates; the first by name of equals).  Arms that validation cannot tell from it are its ties: the luckiest
-  of them was taken, so "harms" and the upper bound of "equivalent" are held to alpha / ties (simulated: without this,
-  four equal baselines can bring false calls to 8 % of studies; with it they stay at 5 %).
+- The **baseline** is the arm with the best mean over replicates on **validation**, of those that may be one (among
+  these, of the ones that ran in most replicates; the first by name of equals).  Placebos with generated images, oracles
+  with held-back real images and arms on a subset of the lesions may not: they are in neither list, so they are no
+  baseline, no member of Holm's family and lend the pooled spread nothing (a quarter of the lesions varies otherwise).
+  Arms that validation cannot tell from the baseline are its ties: the luckiest of them was taken, so "harms" and the
+  upper bound of "equivalent" are held to alpha / ties (simulated: without this, four equal baselines can bring false
+  calls to 8 % of studies; with it they stay at 5 %).
 - The **difference** is the mean over replicates of arm minus baseline on test, with a Student interval over replicates
-  and lesions (:func:`stda.measure.bootstrap.estimate`).  The spread over replicates is pooled over all arms (analysis
+  and lesions (:func:`stda.measure.bootstrap.estimate`).  The spread over replicates is pooled over these arms (analysis
   of variance, replicates as blocks) but never below the arm's own: two or three replicates say next to nothing about
   one arm's spread.  Half of the pooled degrees of freedom are granted, as arms need not vary alike.  Simulated with
   normal scores (two to five replicates, four and four arms, null effects, 40,000 studies each): with equal spreads at
@@ -28,19 +31,18 @@ With alpha = 1 - confidence, the rules are:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from stda import BadInput
 from stda.measure import bootstrap
+from stda.measure.power import MAX_REPLICATES, Rule, replicates_needed
 from stda.measure.scores import check_metric, from_confusion, metrics_table, positive_class, require_columns
 
 VERDICTS = ("helps", "harms", "equivalent", "undecided")
 TIE_P = 0.01  # a baseline is out of the race only when validation says so clearly
-POWER = 0.8  # of the planned number of replicates, as customary
-MAX_REPLICATES = 1000  # beyond this the planning answer is "not in practice"
 COLUMNS = (
     "arm",
     "baseline",
@@ -50,6 +52,8 @@ COLUMNS = (
     "low",
     "high",
     "level",
+    "error",
+    "freedom",
     "p_value",
     "p_holm",
     "p_equivalence",
@@ -61,19 +65,11 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What a verdict is measured by: the metric, the smallest effect of interest (its units) and the error rate."""
-
-    metric: str
-    smallest_effect: float
-    alpha: float
-
-
 def judge(
     predictions: pd.DataFrame,
     synthetic: Sequence[str],  # the arms that use generated images
     *,
+    baselines: Sequence[str] | None = None,  # the arms that may be the baseline; None: all that are not synthetic
     metric: str = "balanced_accuracy",
     smallest_effect: float = 0.01,  # fixed before the run: differences below it do not matter in practice
     confidence: float = 0.95,
@@ -87,7 +83,7 @@ def judge(
     ``predictions``: a row per replicate, arm, split ("val" and "test") and image, with ``replicate, arm, split,
     image_id, group, label, predicted``.  ``metric`` is one of scores.CONFUSION_METRICS or ``recall_<class>``;
     ``smallest_effect`` has its units.  Returns a row per synthetic arm in the given order (none: an
-    empty table), see :data:`COLUMNS`.
+    empty table), see :data:`COLUMNS`; ``error`` and ``freedom`` (nan for one replicate) are those of ``difference``.
 
     Raises:
         BadInput: no such arm, no arm without synthetic images, a metric that cannot be resampled or is undefined on a
@@ -96,17 +92,36 @@ def judge(
     require_columns(predictions, ("replicate", "arm", "split", "label", "predicted"))
     rule = Rule(metric, smallest_effect, 1 - confidence)
     synthetic = list(dict.fromkeys(synthetic))
-    _check(predictions, synthetic, rule, resamples)
+    if baselines is None:
+        baselines = [arm for arm in sorted(set(predictions["arm"])) if arm not in synthetic]
+    _check(predictions, synthetic, baselines, rule, resamples)
     if not synthetic:
         return decide({}, "", rule)
     names = sorted(set(predictions["label"]) | set(predictions["predicted"])) if classes is None else list(classes)
-    validation, test = (bootstrap.count_fold(predictions, split, classes=names) for split in ("val", "test"))
-    positive = _positive(test, positive)
-    check_metric(metric, names, positive)
+    folds = [bootstrap.count_fold(predictions, split, classes=names) for split in ("val", "test")]
+    return judge_folds(*folds, synthetic, baselines, rule, resamples=resamples, seed=seed, positive=positive)
 
-    baseline, tied = choose_baseline(validation, synthetic, metric, positive=positive)
-    found = paired_differences(test, synthetic, baseline, metric, resamples=resamples, seed=seed, positive=positive)
-    return decide({arm: (replace(e, tied=len(tied)), n) for arm, (e, n) in found.items()}, baseline, rule)
+
+def judge_folds(
+    validation: bootstrap.FoldCounts,
+    test: bootstrap.FoldCounts,
+    synthetic: Sequence[str],
+    baselines: Sequence[str],
+    rule: Rule,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    positive: str | None = None,
+    plan: bool = True,  # also plan the replicates that would decide undecided arms
+) -> pd.DataFrame:
+    """Judge as :func:`judge` does, from the counted answers on both folds."""
+    positive = _positive(test, positive)
+    check_metric(rule.metric, test.classes, positive)
+    baseline, tied = choose_baseline(validation, baselines, rule.metric, positive=positive)
+    knobs = {"pool": [*synthetic, *baselines], "resamples": resamples, "seed": seed, "positive": positive}
+    found = paired_differences(test, synthetic, baseline, rule.metric, **knobs)
+    found = {arm: (replace(e, tied=len(tied)), n) for arm, (e, n) in found.items()}
+    return decide(found, baseline, rule, plan=plan)
 
 
 def paired_differences(
@@ -117,13 +132,15 @@ def paired_differences(
     *,
     resamples: int,
     seed: int,
+    pool: Sequence[str] | None = None,  # the arms whose spread over replicates is pooled; None: all
     positive: str | None = None,
 ) -> dict[str, tuple[bootstrap.Estimate, int]]:
     """Estimate arm minus baseline over the replicates that both ran in; returns (estimate, replicates) by arm."""
     values = test.values(metric, positive)
     draws = bootstrap.resample_lesions(test, metric, resamples=resamples, seed=seed, positive=positive)
     step = bootstrap.lesion_step(test, metric, positive)
-    spreads = bootstrap.pooled_spreads(values)
+    pooled = [i for i, arm in enumerate(test.arms) if pool is None or arm in set(pool)]
+    spreads = bootstrap.pooled_spreads(values[:, pooled])
     column = {arm: i for i, arm in enumerate(test.arms)}
     found = {}
     for arm in arms:
@@ -137,7 +154,13 @@ def paired_differences(
     return found
 
 
-def decide(estimates: dict[str, tuple[bootstrap.Estimate, int]], baseline: str, rule: Rule) -> pd.DataFrame:
+def decide(
+    estimates: dict[str, tuple[bootstrap.Estimate, int]],
+    baseline: str,
+    rule: Rule,
+    *,
+    plan: bool = True,  # also plan the replicates that would decide undecided arms
+) -> pd.DataFrame:
     """Turn paired differences (and numbers of replicates) by arm into verdicts, by the rules of this module."""
     found = [e for e, _ in estimates.values()]
     single = np.array([n < 2 for _, n in estimates.values()])
@@ -153,12 +176,13 @@ def decide(estimates: dict[str, tuple[bootstrap.Estimate, int]], baseline: str, 
         verdict = _verdict(e.mean, p_holm[i], p_equivalence[i], rule.alpha)
         row = {"arm": arm, "baseline": baseline, "tied_baselines": e.tied, "metric": rule.metric}
         row |= {"difference": e.mean, "low": low, "high": high, "level": levels[i]}
+        row |= {"error": e.error, "freedom": e.freedom}
         row |= {"p_value": p_value[i], "p_holm": p_holm[i], "p_equivalence": p_equivalence[i]}
         row |= {"verdict": verdict, "replicates": n, "replicates_needed": None}
         row["evidence"] = "lesions only" if n < 2 else "replicates and lesions"
         if n < 2:
-            row |= dict.fromkeys(("p_value", "p_holm", "p_equivalence"), np.nan)
-        elif verdict == "undecided":
+            row |= dict.fromkeys(("freedom", "p_value", "p_holm", "p_equivalence"), np.nan)
+        elif verdict == "undecided" and plan:
             row["replicates_needed"] = replicates_needed(e, n, rule, n_arms=len(found))
         row["reason"] = _reason(row, rule)
         rows.append(row)
@@ -168,9 +192,9 @@ def decide(estimates: dict[str, tuple[bootstrap.Estimate, int]], baseline: str, 
 
 
 def choose_baseline(
-    validation: bootstrap.FoldCounts, synthetic_arms: Sequence[str], metric: str, *, positive: str | None = None
+    validation: bootstrap.FoldCounts, baselines: Sequence[str], metric: str, *, positive: str | None = None
 ) -> tuple[str, list[str]]:
-    """Return the non-synthetic arm with the best mean ``metric`` on validation, and the arms tied with it.
+    """Return the baseline with the best mean ``metric`` on validation, and the baselines tied with it.
 
     The tied arms (the chosen one among them) are those whose paired difference to it over replicates is not clearly
     below zero (one-sided t test at :data:`TIE_P`); with one replicate all are tied.
@@ -178,11 +202,11 @@ def choose_baseline(
     from scipy.stats import t
 
     values = validation.values(metric, positive)
-    candidates = [i for i, arm in enumerate(validation.arms) if arm not in set(synthetic_arms)]
+    candidates = [i for i, arm in enumerate(validation.arms) if arm in set(baselines)]
     runs = np.isfinite(values).sum(0)
     if not candidates or not runs[candidates].max():
         raise BadInput(
-            f"No arm without synthetic images has a {metric} on validation (arms: {validation.arms}): "
+            f"No baseline has a {metric} on validation (baselines: {list(baselines)}, arms: {validation.arms}): "
             "add one such as 'classic', a verdict needs an honest baseline."
         )
     # an arm that failed in some replicates is no baseline: its mean would be over an easier or harder selection
@@ -223,28 +247,6 @@ def holm_levels(p_values: np.ndarray, alpha: float) -> np.ndarray:
     levels = np.empty(len(order))
     levels[order] = 1 - alpha / standing
     return levels
-
-
-def replicates_needed(e: bootstrap.Estimate, n: int, rule: Rule, *, n_arms: int = 1) -> int | None:
-    """Return the replicates at which a verdict falls with 80 % power, if the truth is the difference seen so far.
-
-    Either "helps" / "harms" or "equivalent", whichever needs fewer; at least ``n`` + 1; None beyond 1,000.  The error
-    of the mean is taken to shrink as 1 / sqrt(replicates), the power is that of a t test shifted by its noncentrality,
-    at alpha / ``n_arms`` (and / ties where they count).  A plan, not a promise: with few replicates the seen
-    difference and its spread are rough, and lesions shared by all test folds do not become more with more replicates.
-    """
-    from scipy.special import stdtr, stdtrit
-
-    counts = np.arange(n + 1, MAX_REPLICATES + 1)
-    error = np.sqrt(n) * max(e.error, np.finfo(float).tiny) / np.sqrt(counts)
-    alpha, freedom = rule.alpha / n_arms, e.freedom / max(n - 1, 1) * (counts - 1)  # they grow with R - 1
-    ties = e.tied if e.mean < 0 else 1
-    differs = stdtr(freedom, abs(e.mean) / error - stdtrit(freedom, 1 - alpha / 2 / ties))
-    below = stdtr(freedom, (rule.smallest_effect - e.mean) / error - stdtrit(freedom, 1 - alpha / e.tied))
-    above = stdtr(freedom, (rule.smallest_effect + e.mean) / error - stdtrit(freedom, 1 - alpha))
-    equivalent = np.maximum(0.0, below + above - 1)
-    enough = counts[(differs >= POWER) | (equivalent >= POWER)]
-    return int(enough[0]) if len(enough) else None
 
 
 def arm_table(
@@ -341,11 +343,16 @@ def _positive(fold: bootstrap.FoldCounts, positive: str | None) -> str | None:
     return positive_class(fold.classes, fold.lesions_per_class().sum(0), positive)
 
 
-def _check(predictions: pd.DataFrame, synthetic_arms: Sequence[str], rule: Rule, resamples: int) -> None:
+def _check(
+    predictions: pd.DataFrame, synthetic: Sequence[str], baselines: Sequence[str], rule: Rule, resamples: int
+) -> None:
     arms = sorted(set(predictions["arm"]))
-    unknown = [arm for arm in synthetic_arms if arm not in arms]
-    if unknown:
-        raise BadInput(f"The synthetic arms {list(synthetic_arms)} must be among the arms {arms}.")
+    for kind, wanted in (("synthetic arms", synthetic), ("baselines", baselines)):
+        if not set(wanted) <= set(arms):
+            raise BadInput(f"The {kind} {list(wanted)} must be among the arms {arms}.")
+    both = sorted(set(synthetic) & set(baselines))
+    if both:
+        raise BadInput(f"The arms {both} are synthetic, so they cannot be baselines too: take them off one list.")
     if not rule.smallest_effect >= 0:
         raise BadInput(f"smallest_effect is {rule.smallest_effect}; it must be 0 or more, such as 0.01.")
     if not 0.5 <= 1 - rule.alpha < 1:

@@ -14,7 +14,9 @@ from stda.show.charts import (
 )
 from stda.show.copies import copies
 from stda.show.evidence import agreement, confidence_curve, repeatability
+from stda.show.exchange import exchange, sweep
 from stda.show.figures import PALETTE, attribution_grid, figure, grid, mosaic, show
+from stda.show.leakage import inflation
 from stda.show.progress import progress
 from stda.show.render import render_notebook
 from stda.show.rulers import faults, growth
@@ -22,6 +24,8 @@ from stda.show.sheets import Watch, class_sheet, confusion, ladder, training_gri
 from stda.show.site import build_index
 from stda.show.tables import table, text
 from stda.show.telltale import evidence_maps, spectra, told_by_place
+from stda.show.two_class import calibration, two_class
+from stda.show.variance import variance_parts
 
 __all__ = [
     "PALETTE",
@@ -31,6 +35,7 @@ __all__ = [
     "arms_figure",
     "attribution_grid",
     "build_index",
+    "calibration",
     "class_counts",
     "class_sheet",
     "confidence_curve",
@@ -39,10 +44,12 @@ __all__ = [
     "effects",
     "effects_figure",
     "evidence_maps",
+    "exchange",
     "faults",
     "figure",
     "grid",
     "growth",
+    "inflation",
     "ladder",
     "loss_curves",
     "mosaic",
@@ -55,10 +62,13 @@ __all__ = [
     "repeatability",
     "show",
     "spectra",
+    "sweep",
     "switch_rates",
     "table",
     "text",
     "told_by_place",
     "training_grids",
+    "two_class",
+    "variance_parts",
     "wanted_counts",
 ]

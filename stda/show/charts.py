@@ -23,6 +23,12 @@ VERDICTS = {
     "equivalent": {"colour": "#0072B2", "marker": "s", "symbol": "■"},
     "undecided": {"colour": GREY, "marker": "o", "symbol": "○"},
 }
+# what an arm is held against: colour, hatch and line say the same thing, and so does the word
+BANDS = {
+    "placebo": {"colour": "#E69F00", "ink": "#8a5a00", "hatch": "////", "dashes": (0, (4, 2))},
+    "oracle": {"colour": "#CC79A7", "ink": "#8f3f6d", "hatch": "....", "dashes": (0, (1, 1.2))},
+}
+LANE = 0.7  # height of a band's lane, where an arm's row is 1
 N_COLOURS = len(PALETTE) - 1
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 
@@ -92,20 +98,35 @@ def legend_above(ax: Axes, *, columns: int = 4) -> None:
 
 
 def effects(
-    verdicts: pd.DataFrame | Sequence[Mapping], *, smallest_effect: float, alt: str, metric: str = "", caption: str = ""
+    verdicts: pd.DataFrame | Sequence[Mapping],
+    *,
+    smallest_effect: float,
+    alt: str,
+    metric: str = "",
+    placebos: pd.DataFrame | None = None,
+    caption: str = "",
 ) -> None:
     """Show each arm's paired difference to the baseline with its interval, the smallest effect as a band, the verdict.
 
     ``verdicts`` has arm, baseline, metric, difference, low, high, verdict (as verdict.json); ``metric`` picks one
-    (default: the first row's).  Differences are in units of the metric.  Without any verdict a sentence says so.
+    (default: the first row's).  Differences are in units of the metric.  ``placebos`` (measure.placebo_bands) adds what
+    placebos and oracles change against the same baseline: those that all arms share are bands across the figure, named
+    below the arms; an arm's own are bands across its row, named beneath it.  Without any verdict a sentence says so.
     """
     if not len(verdicts):
         text("No arm with synthetic images was run, so there is no difference to draw.")
         return
-    show(effects_figure(verdicts, smallest_effect=smallest_effect, metric=metric), alt=alt, caption=caption)
+    fig = effects_figure(verdicts, smallest_effect=smallest_effect, metric=metric, placebos=placebos)
+    show(fig, alt=alt, caption=caption)
 
 
-def effects_figure(verdicts: pd.DataFrame | Sequence[Mapping], *, smallest_effect: float, metric: str = "") -> Figure:
+def effects_figure(
+    verdicts: pd.DataFrame | Sequence[Mapping],
+    *,
+    smallest_effect: float,
+    metric: str = "",
+    placebos: pd.DataFrame | None = None,
+) -> Figure:
     """Draw what :func:`effects` shows."""
     rows = pd.DataFrame(verdicts)
     rows = rows.dropna(subset=["difference", "low", "high"]) if len(rows) else rows
@@ -113,23 +134,87 @@ def effects_figure(verdicts: pd.DataFrame | Sequence[Mapping], *, smallest_effec
         raise BadInput("There is no verdict to draw; the study has no synthetic arm that was compared.")
     metric = metric or str(rows["metric"].iloc[0])
     rows = rows[rows["metric"] == metric].reset_index(drop=True)
-    fig, axes = figure(height=1.3 + 0.42 * len(rows))
+    lanes = _lanes(rows, placebos)
+    fig, axes = figure(height=1.3 + 0.42 * sum(lane["height"] for lane in lanes))
     ax = axes[0, 0]
     ax.axvspan(-smallest_effect, smallest_effect, color="#e8eef7", zorder=0)
     ax.axvline(0, color=INK, linewidth=1)
-    for y, row in rows.iterrows():
-        look = VERDICTS.get(row["verdict"], VERDICTS["undecided"])
-        ax.plot([row["low"], row["high"]], [y, y], color=look["colour"], linewidth=2.2, solid_capstyle="butt")
-        face = "white" if row["verdict"] == "undecided" else look["colour"]
-        ax.plot(row["difference"], y, look["marker"], color=look["colour"], markerfacecolor=face, markersize=8)
-        words = f"{row['verdict']}  {_signed(row['difference'])} [{_signed(row['low'])}, {_signed(row['high'])}]"
-        ax.text(1.02, y, words, transform=ax.get_yaxis_transform(), va="center", color=look["colour"], fontsize=9.5)
-    arm_axis(ax, list(rows["arm"]))
+    for lane in lanes:
+        if "kind" in lane:
+            _band(ax, lane)
+        else:
+            _effect(ax, lane["y"], lane["row"])
+    _lane_axis(ax, lanes)
     baselines = " / ".join(dict.fromkeys(rows["baseline"].astype(str)))
     band = f"shaded: within ±{smallest_effect:g}, the smallest effect of interest"
     ax.locator_params(axis="x", nbins=6)
     ax.set_xlabel(f"difference in {metric.replace('_', ' ')} to '{baselines}'\n({band})")
     return fig
+
+
+def _lanes(rows: pd.DataFrame, placebos: pd.DataFrame | None) -> list[dict]:
+    """Lay out the arms from the top, beneath each the bands of its own, at the bottom those that all arms share."""
+    bands = [] if placebos is None else placebos[placebos["arm"].isin(rows["arm"])].to_dict("records")
+    users: dict[str, set[str]] = {}
+    for band in bands:
+        users.setdefault(band["against"], set()).add(band["arm"])
+    everyone = {name for name, arms_of in users.items() if arms_of == set(rows["arm"]) and len(arms_of) > 1}
+    lanes, top = [], -0.5
+
+    def add(name: str, height: float, **content: object) -> None:
+        nonlocal top
+        lanes.append({"name": name, "y": top + height / 2, "height": height, **content})
+        top += height
+
+    for _, row in rows.iterrows():
+        block = top
+        add(row["arm"], 1.0, row=row)
+        for band in bands:
+            if band["arm"] == row["arm"] and band["against"] not in everyone:
+                add(band["against"], LANE, kind=band["kind"], row=band, reach=block)
+    shared = {band["against"]: band for band in bands if band["against"] in everyone}
+    for name, band in shared.items():
+        add(name, LANE, kind=band["kind"], row=band, reach=-0.5)
+    return lanes
+
+
+def _lane_axis(ax: Axes, lanes: list[dict]) -> None:
+    """Write the names of arms and bands at the left, bands in their ink."""
+    names = [lane["name"] for lane in lanes]
+    arm_axis(ax, names)
+    ax.set_yticks([lane["y"] for lane in lanes], names)
+    ax.set_ylim(lanes[-1]["y"] + lanes[-1]["height"] / 2 + 0.1, -0.6)
+    for lane, tick in zip(lanes, ax.get_yticklabels(), strict=True):
+        tick.set_color(BANDS[lane["kind"]]["ink"] if "kind" in lane else INK)
+
+
+def _effect(ax: Axes, y: float, row: pd.Series) -> None:
+    """Draw an arm's difference with its interval, and the verdict in words at the right."""
+    look = VERDICTS.get(row["verdict"], VERDICTS["undecided"])
+    ax.plot([row["low"], row["high"]], [y, y], color=look["colour"], linewidth=2.2, solid_capstyle="butt", zorder=3)
+    face = "white" if row["verdict"] == "undecided" else look["colour"]
+    ax.plot(row["difference"], y, look["marker"], color=look["colour"], markerfacecolor=face, markersize=8, zorder=4)
+    _beside(ax, y, row["verdict"], row, look["colour"])
+
+
+def _band(ax: Axes, lane: dict) -> None:
+    """Draw a placebo's or oracle's interval as a hatched band in its lane, paler above it, and its mean as a line."""
+    row, look, y = lane["row"], BANDS[lane["kind"]], lane["y"]
+    low, high, bottom = row["low"], row["high"], y + lane["height"] * 0.36
+    ax.fill_between([low, high], lane["reach"], bottom, color=look["colour"], alpha=0.06, linewidth=0, zorder=0.5)
+    ax.fill_between(
+        [low, high], y - lane["height"] * 0.36, bottom, facecolor=look["colour"], alpha=0.5, linewidth=0,
+        hatch=look["hatch"], edgecolor="white", zorder=1,
+    )  # fmt: skip
+    ax.vlines(
+        row["difference"], lane["reach"], bottom, color=look["ink"], linewidth=1.1, linestyle=look["dashes"], zorder=1.5
+    )
+    _beside(ax, y, lane["kind"], row, look["ink"])
+
+
+def _beside(ax: Axes, y: float, word: str, row: Mapping, shade: str) -> None:
+    words = f"{word}  {_signed(row['difference'])} [{_signed(row['low'])}, {_signed(row['high'])}]"
+    ax.text(1.02, y, words, transform=ax.get_yaxis_transform(), va="center", color=shade, fontsize=9.5)
 
 
 def _signed(value: float) -> str:

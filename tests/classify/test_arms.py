@@ -6,7 +6,7 @@ import pytest
 
 from stda import BadInput, classify
 from stda.classify.arms import batches
-from stda.images import ImageSet
+from stda.images import ImageSet, added_counts
 
 COUNTS = {"a": 20, "b": 7, "c": 4}
 
@@ -33,12 +33,16 @@ def test_an_arm_without_synthetic_images_is_the_train_fold(train, pool):
     training = classify.assemble(classify.Arm("none"), train, pool)
     assert training.images is train
     assert training.pretrain is None
-    assert training.composition.to_numpy().tolist() == [["a", 20, 0, 0, 0], ["b", 7, 0, 0, 0], ["c", 4, 0, 0, 0]]
+    assert training.composition.to_numpy().tolist() == [
+        ["a", 20, 20, 0, 0, 0],
+        ["b", 7, 7, 0, 0, 0],
+        ["c", 4, 4, 0, 0, 0],
+    ]
 
 
 @pytest.mark.parametrize(("ratio", "wanted"), [(1.0, (7, 4)), (0.5, (4, 2)), (2.0, (14, 8))])
 def test_counts_are_rounded_per_class_and_the_largest_gets_none(train, pool, ratio, wanted):
-    assert classify.added_counts(train, ratio) == {"b": wanted[0], "c": wanted[1]}
+    assert added_counts(train.counts(), ratio=ratio) == {"b": wanted[0], "c": wanted[1]}
     both = classify.assemble(classify.Arm("wgan", "wgan", ratio), train, pool).images
     added = both.select(split="synthetic")
     assert np.array_equal(both.images[: len(train)], train.images)
@@ -69,7 +73,7 @@ def test_oversampling_repeats_real_images_equally_often(train, ratio):
     arm = classify.Arm("oversample", "oversample", ratio)
     both = classify.assemble(arm, train, seed=3).images
     copies = both.select(slice(len(train), None))
-    assert copies.counts().to_dict() == classify.added_counts(train, ratio)
+    assert copies.counts().to_dict() == added_counts(train.counts(), ratio=ratio)
     assert both.table["image_id"].is_unique
     assert set(copies.table["split"]) == {"train"}
     for label in ("b", "c"):
@@ -204,7 +208,7 @@ def test_bad_arms_are_sentences(train, pool):
         with pytest.raises(BadInput, match=words):
             classify.Arm("x", **change)
     arm = classify.Arm("wgan", "wgan", 3.0)
-    with pytest.raises(BadInput, match=r"needs 21 images of class b .* made 14: lower"):
+    with pytest.raises(BadInput, match=r"needs 21 images of class b, .* made 14: ask for fewer"):
         classify.assemble(arm, train, pool)
     with pytest.raises(BadInput, match="run that stage first"):
         classify.assemble(arm, train, None)
@@ -258,3 +262,166 @@ def test_samplers_follow_the_seed(sampler):
 def test_unknown_sampler():
     with pytest.raises(BadInput, match="balanced"):
         next(batches(np.zeros(3, int), sampler="dice", batch_size=2, seed=0))
+
+
+def lesions(counts, split):
+    """Two images per lesion."""
+    images = make(counts, split)
+    groups = [f"{split}-{label}-{n // 2}" for label, k in counts.items() for n in range(k)]
+    return ImageSet(images.images, images.table.assign(group=groups))
+
+
+class TestAmounts:
+    """How many images of which class, and which of them."""
+
+    @pytest.mark.parametrize(
+        ("change", "added"),
+        [
+            ({"count": 5}, {"a": 0, "b": 5, "c": 5}),
+            ({"count": 5, "classes": ["c"]}, {"a": 0, "b": 0, "c": 5}),
+            ({"count": 3, "classes": ["c", "a"]}, {"a": 3, "b": 0, "c": 3}),
+            ({"balance": True}, {"a": 0, "b": 13, "c": 16}),
+            ({"balance": True, "classes": ["b"]}, {"a": 0, "b": 13, "c": 0}),
+            ({"ratio": 2.0, "classes": ["c"]}, {"a": 0, "b": 0, "c": 8}),
+            ({"ratio": 0.5, "protocol": "pretrain"}, {"a": 10, "b": 4, "c": 2}),
+        ],
+    )
+    @pytest.mark.parametrize("synthetic", ["wgan", "oversample", "noised", "blurred", "augmented", "oracle"])
+    def test_every_kind_of_added_image_has_the_same_counts(self, train, synthetic, change, added):
+        plenty = {"a": 20, "b": 16, "c": 16}
+        pools = {"wgan": make(plenty, "synthetic", "wgan"), "oracle": lesions(plenty, "held-back")}
+        training = classify.assemble(classify.Arm("x", synthetic, **change), train, pools.get(synthetic))
+        found = training.composition.set_index("class")
+        assert found["added"].to_dict() == found["wanted"].to_dict() == found["labelled"].to_dict() == added
+        trained = len(training.images) + (len(training.pretrain) if training.pretrain else 0)
+        assert trained == len(train) + sum(added.values())
+
+    def test_a_class_that_is_not_there_and_two_ways_to_count_are_refused(self, train, pool):
+        for change, said in (
+            ({"classes": ["z"]}, "No class"),
+            ({"count": 2, "balance": True}, "choose one"),
+            ({"count": -1}, "count is -1"),
+        ):
+            with pytest.raises(BadInput, match=said):
+                classify.assemble(classify.Arm("wgan", "wgan", **change), train, pool)
+
+    def test_the_surest_of_each_class(self, train, pool):
+        sure = np.random.default_rng(0).permutation(np.linspace(0.4, 0.95, 22))
+        training = classify.assemble(classify.Arm("x", "wgan", 0.5, select="confident"), train, opined(pool, sure))
+        found = set(training.images.select(split="synthetic").table["image_id"])
+        table = pool.table.assign(sure=sure).sort_values("sure", ascending=False)
+        assert found == {*table[table["label"] == "b"]["image_id"][:4], *table[table["label"] == "c"]["image_id"][:2]}
+
+    def test_the_farthest_apart_by_the_labeller_s_features(self, train, pool, monkeypatch):
+        """Fourteen of class b in a row, but for one far out: of two, the one nearest to the mean and that."""
+        features = np.arange(22.0)[:, None] / 100
+        features[5] = 50.0
+        monkeypatch.setattr("stda.classify.arms.encode", lambda labeller, images, compute: features[: len(images)])
+        arm = classify.Arm("x", "wgan", count=2, classes=["b"], select="diverse")
+        training = classify.assemble(arm, train, pool, labeller=object(), compute=object())
+        assert training.images.select(split="synthetic").table["image_id"].tolist() == [
+            "syntheticwgan5",
+            "syntheticwgan13",
+        ]
+
+    @pytest.mark.parametrize("select", ["confident", "diverse"])
+    def test_selecting_without_a_labeller_is_a_sentence(self, train, pool, select):
+        with pytest.raises(BadInput, match="pass a labeller and compute"):
+            classify.assemble(classify.Arm("x", "wgan", select=select), train, pool)
+
+    def test_unknown_ways_to_select_are_refused(self):
+        with pytest.raises(BadInput, match="Unknown select 'best' of arm 'x'; use all, confident, diverse"):
+            classify.Arm("x", "wgan", select="best")
+
+
+class TestPlacebos:
+    @pytest.mark.parametrize("labels", ["shuffled", "wrong"])
+    @pytest.mark.parametrize("protocol", ["mix", "pretrain"])
+    def test_the_generator_s_images_with_labels_that_say_nothing(self, train, pool, labels, protocol):
+        arm = classify.Arm("x", "wgan", 1.0, labels=labels, protocol=protocol)
+        training = classify.assemble(arm, train, pool, seed=5)
+        honest = classify.assemble(classify.Arm("y", "wgan", 1.0, protocol=protocol), train, pool, seed=5)
+        part = training.pretrain or training.images.select(split="synthetic")
+        same = honest.pretrain or honest.images.select(split="synthetic")
+        assert np.array_equal(part.images, same.images)
+        assert part.table["asked_label"].tolist() == same.labels.tolist()
+        wrong = part.labels != same.labels
+        assert wrong.any()
+        # 7 of b and 4 of c: all of c and 4 of b change places, the 3 left over of b have only c to go to
+        labelled = {"a": 0, "b": 4, "c": 7} if labels == "wrong" else {"a": 0, "b": 7, "c": 4}
+        assert wrong.all() == (labels == "wrong")
+        found = training.composition.set_index("class")
+        assert found["labelled"].to_dict() == labelled
+        assert found["added"].to_dict() == found["wanted"].to_dict() == {"a": 0, "b": 7, "c": 4}
+        real = training.images.select(split="train")
+        assert real.labels.tolist() == train.labels.tolist()
+
+    def test_one_class_of_images_has_no_placebo(self, train, pool):
+        with pytest.raises(BadInput, match="all are b"):
+            classify.assemble(classify.Arm("x", "wgan", labels="shuffled", classes=["b"]), train, pool)
+
+    @pytest.mark.parametrize("synthetic", ["noised", "blurred", "augmented", "oracle"])
+    def test_real_pictures_keep_their_labels(self, synthetic):
+        for change in ({"labels": "wrong"}, {"labels": "pseudo"}, {"min_confidence": 0.5}):
+            with pytest.raises(BadInput, match="Arm 'x' makes no new images: leave labels 'given'"):
+                classify.Arm("x", synthetic, **change)
+
+
+class TestOracle:
+    def test_it_counts_what_it_adds_as_real_images_of_new_lesions(self):
+        train, reserve = lesions(COUNTS, "train"), lesions({"a": 8, "b": 6, "c": 3}, "held-back")
+        training = classify.assemble(classify.Arm("oracle", "oracle", 1.0), train, reserve, seed=1)
+        # a has 10 lesions; b 4 (of 7 images) and 3 more; c 2 and 2 more; of b 7 are wanted and 6 are there
+        assert training.composition.to_numpy().tolist() == [
+            ["a", 20, 10, 0, 0, 0],
+            ["b", 13, 7, 7, 6, 6],
+            ["c", 7, 4, 4, 3, 3],
+        ]
+        assert set(training.images.table["split"]) == {"train", "held-back"}
+        assert training.images.table["image_id"].is_unique
+
+    @pytest.mark.parametrize(
+        ("protocol", "real", "lesion"),
+        [("pretrain", [28, 13, 7], [14, 7, 4]), ("synthetic-only", [8, 6, 3], [4, 3, 2])],
+    )
+    def test_it_follows_the_protocol(self, protocol, real, lesion):
+        train, reserve = lesions(COUNTS, "train"), lesions({"a": 8, "b": 6, "c": 3}, "held-back")
+        training = classify.assemble(classify.Arm("oracle", "oracle", 1.0, protocol=protocol), train, reserve)
+        assert training.composition["real"].tolist() == real
+        assert training.composition["lesions"].tolist() == lesion
+        alone = training.pretrain or training.images
+        assert set(alone.table["split"]) == {"held-back"}
+
+    def test_more_of_it_keeps_the_less(self):
+        train, reserve = lesions(COUNTS, "train"), lesions({"b": 20, "c": 20}, "held-back")
+        less, more = (
+            classify.assemble(classify.Arm("oracle", "oracle", count=n), train, reserve, seed=2).images for n in (4, 10)
+        )
+        assert set(less.table["image_id"]) < set(more.table["image_id"])
+
+    def test_without_held_back_images_it_is_a_sentence(self, train, pool):
+        with pytest.raises(BadInput, match="pass those of split held-back"):
+            classify.assemble(classify.Arm("x", "oracle"), train)
+        with pytest.raises(BadInput, match=r"set data\.oracle_fraction"):
+            classify.assemble(classify.Arm("x", "oracle"), train, pool)
+
+
+class TestLearningCurve:
+    def test_shares_are_nested_and_counted(self):
+        train, inner = lesions({"a": 40, "b": 16, "c": 8}, "train"), set()
+        for share, counts in ((0.25, [10, 4, 2]), (0.5, [20, 8, 4]), (1.0, [40, 16, 8])):
+            training = classify.assemble(classify.Arm("x", real_share=share), train, seed=9)
+            assert training.composition["real"].tolist() == counts
+            assert training.composition["lesions"].tolist() == [n // 2 for n in counts]
+            assert inner < set(training.images.table["group"])
+            inner = set(training.images.table["group"])
+
+    def test_every_class_is_kept(self):
+        train = lesions({"a": 40, "b": 16, "c": 2}, "train")
+        training = classify.assemble(classify.Arm("x", real_share=0.01), train)
+        assert training.composition["lesions"].tolist() == [1, 1, 1]
+
+    @pytest.mark.parametrize("change", [{"real_share": 0.0}, {"real_share": 1.5}, {"synthetic": "wgan"}])
+    def test_a_subset_adds_nothing(self, change):
+        with pytest.raises(BadInput, match="real_share of arm 'x' is"):
+            classify.Arm("x", **{"real_share": 0.5, **change})

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from stda import BadInput, classify
+from stda.classify.networks import Features
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 
@@ -82,3 +83,63 @@ def test_cached_weights_that_are_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(BadInput, match="torchvision's cache"):
         classify.build("resnet18", n_classes=3, size=32, weights="cache")
+
+
+class Calls(nn.ReLU):
+    """A ReLU that notes the side of what it gets."""
+
+    def __init__(self, sides):
+        super().__init__(inplace=True)
+        self.sides = sides
+
+    def forward(self, x):
+        self.sides.append(x.shape[-1])
+        return super().forward(x)
+
+
+def test_relu_and_pooling_change_places_only_where_they_are_neighbours():
+    sides = []
+    relus = [Calls(sides) for _ in range(4)]
+    layers = [
+        relus[0],
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(2),
+        relus[1],
+        relus[2],
+        nn.MaxPool2d(2),
+        nn.AvgPool2d(2),
+        relus[3],
+    ]
+    chain = Features(*layers)
+    assert chain(torch.randn(1, 2, 32, 32)).shape == (1, 2, 2, 2)
+    assert sides == [16, 8, 4, 2]
+    assert list(chain) == layers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, padding=1), nn.MaxPool2d(3, 2, ceil_mode=True)])
+def test_the_order_of_relu_and_pooling_changes_no_bit(dtype, pool):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), pool, nn.Conv2d(8, 4, 3)
+    x = torch.randn(4, 3, 17, 17).round(decimals=1).to(memory_format=torch.channels_last)  # ties within windows
+    results = []
+    for kind in (nn.Sequential, Features):
+        network = kind(*layers)
+        network.zero_grad()
+        network[1].reset_running_stats()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = network(x)
+        out.float().square().sum().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in network.parameters())])
+    for plain, ours in zip(*results, strict=True):
+        assert torch.equal(plain, ours)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_0", "vgg11_bn", "vgg16_bn", "alexnet"])
+def test_features_keep_the_names_of_torchvision(name):
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        theirs = models.get_model(name, weights=None, num_classes=3)
+        ours = classify.build(name, n_classes=3, size=64).net
+    assert isinstance(ours.features, Features)
+    assert list(ours.state_dict()) == list(theirs.state_dict())

@@ -74,10 +74,16 @@ def test_missing_and_damaged_models_are_sentences(model, tmp_path):
 
 
 def test_best_arms():
-    trained = pd.DataFrame(
-        [("none", "none", 0.5), ("oversample", "oversample", 0.62), ("balanced", "none", 0.6), ("gan", "wgan", 0.4)],
-        columns=["arm", "synthetic", "val_balanced_accuracy"],
-    )
+    rows = [
+        ("none", "none", "real", 0.5),
+        ("oversample", "oversample", "placebo", 0.62),
+        ("balanced", "none", "real", 0.6),
+        ("gan", "wgan", "synthetic", 0.4),
+        ("oracle", "oracle", "oracle", 0.9),
+        ("wrong", "wgan", "placebo", 0.8),
+        ("half", "none", "subset", 0.7),
+    ]
+    trained = pd.DataFrame(rows, columns=["arm", "synthetic", "kind", "val_balanced_accuracy"])
     assert classify.best_arms(trained)["arm"].tolist() == ["oversample", "gan"]
     controls = pd.concat(
         [trained, trained[:1].assign(arm="self", synthetic="self-training", val_balanced_accuracy=0.9)]

@@ -104,15 +104,51 @@ def test_the_ledger_counts_what_a_person_counts():
         audit.ledger(table.assign(split=""))
 
 
+def test_the_ledger_counts_the_held_back_fold_apart():
+    rows = [("1", "a", "L1", "held-back"), ("2", "a", "L1", "test"), ("3", "a", "L2", "val"), ("4", "a", "L2", "test")]
+    rows += [("5", "a", "L3", "held-back"), ("6", "a", "L3", "held-back"), ("7", "b", "L4", "test")]
+    table = pd.DataFrame(rows, columns=["image_id", "label", "group", "split"])
+    pairs = pd.DataFrame({"image_a": ["5", "5"], "image_b": ["6", "7"], "label_a": ["a", "a"]})
+    rows = audit.ledger(table, pairs=pairs).set_index("label")
+    assert rows["held_back_images"].tolist() == [3, 0, 3]
+    assert rows["held_back_groups"].tolist() == [2, 0, 2]
+    assert rows["test_held_back"].tolist() == [1, 0, 1]
+    assert rows.loc["a", "test_held_back_percent"] == 50
+    assert rows["test_leaked"].tolist() == [1, 0, 1]  # a lesion held back has not been seen by train or val
+    assert rows["pairs_across"].tolist() == [1, 0, 1]  # held-back against test counts
+    without = audit.ledger(table, folds=np.array(["train", "test", "val", "test", "train", "train", "test"]))
+    assert not [column for column in without if "held" in column]
+
+
+def test_a_duplicate_near_the_held_back_fold_lies_across_folds(images):
+    held_back = ImageSet(images.images, images.table.assign(split="held-back"))
+    pairs = audit.duplicates(with_copies(held_back, same=images.images[0]))
+    assert pairs[["split_a", "split_b"]].iloc[0].tolist() == ["held-back", "test"]
+    assert pairs["across_folds"].all()
+
+
 def test_side_by_side_shows_the_leak():
     table = phantom.describe(600, 0)
     fractions = {"val_fraction": 0.2, "test_fraction": 0.3, "seed": 0}
-    table = table.assign(split=data.split(table, **fractions))
-    both = audit.compare(table, data.split(table, by="image", **fractions))
+    ways = [data.split(table, by=by, **fractions) for by in ("group", "image")]
+    both = audit.compare(table, *ways)
     assert both["class"].tolist() == [*phantom.CLASSES, "all"]
     assert (both["leaked if split by lesion %"] == 0).all()
     assert both["leaked if split by image %"].iloc[-1] > 20
     assert (both["seen if split by image %"] >= both["leaked if split by image %"]).all()
+    assert not [column for column in both if "held" in column]
+    # the split of the table itself does not matter: in a leaky study it is the leaky one
+    pd.testing.assert_frame_equal(both, audit.compare(table.assign(split=ways[1]), *ways))
+
+
+def test_side_by_side_names_the_classes_without_a_held_back_fold():
+    rows = [(f"a{k}", "a", f"L{k // 2}") for k in range(80)] + [(f"c{k}", "c", f"M{k}") for k in range(3)]
+    table = pd.DataFrame(rows, columns=["image_id", "label", "group"])
+    knobs = {"val_fraction": 0.2, "test_fraction": 0.3, "oracle_fraction": 0.2, "seed": 0}
+    both = audit.compare(table, data.split(table, **knobs), data.split(table, by="image", **knobs)).set_index("class")
+    assert both["held-back images if split by lesion"].to_dict() == {"a": 16, "c": "none", "all": 16}
+    assert (both["shared with held back if split by lesion %"] == 0).all()
+    assert both.loc["a", "shared with held back if split by image %"] > 0
 
 
 @needs_ham

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,6 +83,59 @@ def test_patients_with_several_classes():
         data.split(
             pd.DataFrame(rows, columns=["image_id", "label", "group"]), val_fraction=0.2, test_fraction=0.3, seed=0
         )
+
+
+# of the table above with seed 1, as the splits were before there was a held-back fold
+STORED = {
+    "group": "91b7a48e29ffef2535ac87c8a69ae9586582bddcf4c99b134b189692c92afa25",
+    "image": "4ccbb53cb0fa7f51672f42c8ad72872ddd7d7a56f2ad5aca98ed353e21f975ed",
+}
+
+
+@pytest.mark.parametrize("by", ["group", "image"])
+def test_without_a_held_back_fold_nothing_has_changed(table, by):
+    folds = data.split(table, val_fraction=0.2, test_fraction=0.3, seed=1, by=by)
+    assert hashlib.sha256(" ".join(folds).encode()).hexdigest() == STORED[by]
+
+
+@pytest.mark.parametrize("by", ["group", "image"])
+def test_the_held_back_fold_is_taken_from_train_alone(table, by):
+    knobs = {"val_fraction": 0.2, "test_fraction": 0.3, "seed": 1, "by": by}
+    without, folds = data.split(table, **knobs), data.split(table, oracle_fraction=0.2, **knobs)
+    assert set(folds) == {"train", "val", "test", data.HELD_BACK}
+    kept = folds != data.HELD_BACK
+    assert (folds[kept] == without[kept]).all()
+    assert (without[~kept] == "train").all()
+    shares = pd.crosstab(table["label"], folds, normalize="index")[data.HELD_BACK]
+    assert abs(shares["a"] - 0.2) < 0.01
+    assert abs(shares["b"] - 0.2) < 0.05
+    groups = table.assign(fold=folds).groupby("group")["fold"].nunique()
+    assert (groups.max() == 1) == (by == "group")
+    assert (folds != data.split(table, oracle_fraction=0.2, **(knobs | {"seed": 2}))).any()
+    order = np.random.default_rng(0).permutation(len(table))
+    assert (data.split(table.iloc[order], oracle_fraction=0.2, **knobs) == folds[order]).all()
+
+
+def test_every_group_is_as_likely_to_be_held_back(table):
+    knobs = {"val_fraction": 0.2, "test_fraction": 0.3, "oracle_fraction": 0.2}
+    own = (table["label"] == "a").to_numpy()
+    times = sum(data.split(table, seed=seed, **knobs)[own] == data.HELD_BACK for seed in range(40))
+    sizes = table[own].groupby("group")["group"].transform("size")
+    assert abs(times[sizes == 1].mean() - times[sizes == 3].mean()) < 2.0
+
+
+@pytest.mark.parametrize(("lesions", "held_back"), [(3, 0), (4, 1), (5, 1), (20, 4)])
+def test_a_class_keeps_a_train_lesion_before_it_gives_one(lesions, held_back):
+    table = table_of({"a": [1] * 40, "c": [1] * lesions})
+    folds = data.split(table, val_fraction=0.2, test_fraction=0.3, seed=0, oracle_fraction=0.2)[40:]
+    assert (folds == data.HELD_BACK).sum() == held_back
+    assert {"train", "val", "test"} <= set(folds)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 0.5, 1.0, float("nan")])
+def test_impossible_held_back_fractions(table, fraction):
+    with pytest.raises(BadInput, match="oracle_fraction"):
+        data.split(table, val_fraction=0.2, test_fraction=0.3, seed=0, oracle_fraction=fraction)
 
 
 @pytest.mark.parametrize(("val", "test"), [(0, 0.3), (0.2, 0), (0.5, 0.5), (-0.1, 0.3), (0.2, 1.2)])

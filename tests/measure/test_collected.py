@@ -7,6 +7,7 @@ from stda.runs import Job
 from stda.study import Study
 
 CLASSES = ["a", "b"]
+STUDY = Study()
 
 
 @pytest.fixture(autouse=True)
@@ -14,15 +15,20 @@ def roots(tmp_path, monkeypatch):
     monkeypatch.setenv("STDA_RUNS", str(tmp_path))
 
 
-def finish(job, headline="x", *, repeats=0, **facts):
-    """Finish a stage folder of the quick study by hand and return it still open."""
-    study = Study()
+COMPOSITION = [
+    {"class": name, "real": 9, "lesions": 7, "wanted": 4, "added": n, "labelled": n} for name, n in [("a", 0), ("b", 3)]
+]
+
+
+def finish(job, headline="x", *, repeats=0, study=STUDY, **facts):
+    """Finish a stage folder of the quick study by hand."""
     known = {arm.arm for arm in study.classification.arms}
     values = runs.parameters(
         study, job if job.arm in known or not job.arm else Job(job.stage, job.replicate, "balanced")
     )
     run = runs.begin(job.stage, {**values, **({"arm": job.arm} if job.arm else {})})
     if job.stage == "classification":
+        facts = {"updates": 300, "composition": COMPOSITION, **facts}
         rng = np.random.default_rng(len(job.key))
         n = 40
         split = np.where(np.arange(n) < 20, "val", "test")
@@ -119,6 +125,54 @@ def test_left_overs_that_the_registered_params_do_not_plan_stay_out():
     left_out = found.not_run[found.not_run["why"].str.startswith("left out")]
     assert left_out["what"].tolist() == ["r0/classification/classic2"]
     assert "r1/data" in found.not_run["what"].tolist()
+
+
+def test_what_each_arm_is_in_the_comparison():
+    arms = ("balanced", "oversample", "longer", "nst", "wgan", "wgan-wrong", "oracle", "half")
+    for arm in arms:
+        finish(Job("classification", 0, arm))
+    found = collect()
+    kinds = ("real", "placebo", "real", "synthetic", "synthetic", "placebo", "oracle", "subset")
+    assert found.kinds == dict(zip(arms, kinds, strict=True))
+    assert found.synthetic == ["nst", "wgan"]
+    assert sorted(found.baselines) == ["balanced", "longer", "oversample"]  # no oracle, no subset, no synthetic placebo
+    assert found.placebos == {"nst": ["oversample"], "wgan": ["oversample", "wgan-wrong"]}
+    assert found.oracles == ["oracle"]
+    assert found.settings.set_index("arm").loc["wgan", "amount"] == 3
+    half = found.composition.query("arm == 'half'")
+    assert half[["class", "real", "lesions"]].to_numpy().tolist() == [["a", 9, 7], ["b", 9, 7]]
+    assert not found.leaky
+
+
+def test_replicates_that_share_a_split_are_one_piece_of_evidence():
+    shared = Study(data={"replicates_per_split": 2})
+    for r in range(4):
+        finish(Job("data", r), study=shared)
+        finish(Job("classification", r, "balanced"))
+    found = collect()
+    assert found.splits == {0: 0, 1: 0, 2: 1, 3: 1}
+    assert found.predictions["replicate"].unique().tolist() == [0, 2]
+    assert found.repeats["replicate"].unique().tolist() == [0, 2]
+    assert found.switches["replicate"].unique().tolist() == [0, 2]
+    assert found.trainings["replicate"].unique().tolist() == [0, 1, 2, 3]
+
+
+def test_a_leaky_twin_is_collected_and_says_that_it_is_one():
+    leaky = Study(name="twin", data={"split_by": "image"})
+    finish(Job("data", 0), study=leaky)
+    finish(Job("classification", 0, "balanced"), study=leaky)
+    run = runs.begin("results", runs.parameters(STUDY, Job("results")))
+    found = measure.collect(run, "twin")
+    assert found.leaky
+    assert list(run.inputs) == ["twin/r0/classification/balanced"]
+    with pytest.raises(BadInput, match="first"):
+        measure.collect(run, "triplet")
+
+
+def test_an_arm_of_an_older_notebook_is_run_again():
+    finish(Job("classification", 0, "balanced"), composition=[])
+    with pytest.raises(BadInput, match=r"how many lesions .* run it again"):
+        collect()
 
 
 def test_no_complete_replicate_is_one_sentence():

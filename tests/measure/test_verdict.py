@@ -18,7 +18,6 @@ from stda.measure.verdict import (
     holm_levels,
     judge,
     paired_differences,
-    replicates_needed,
 )
 
 CLASSES = ["DF", "MEL", "NV"]
@@ -85,13 +84,25 @@ def test_the_baseline_is_chosen_on_validation_and_not_on_test():
 
 def test_arms_that_validation_cannot_tell_apart_are_tied():
     fold = count_fold(predictions(5, {"a": 0.7, "b": 0.7, "bad": 0.3, "wgan": 0.9}), "val")
-    chosen, tied = choose_baseline(fold, ["wgan"], "balanced_accuracy")
+    chosen, tied = choose_baseline(fold, ["a", "b", "bad"], "balanced_accuracy")
     assert chosen in tied
     assert tied == ["a", "b"]
     single = count_fold(predictions(1, {"a": 0.7, "bad": 0.3, "wgan": 0.9}), "val")
-    assert choose_baseline(single, ["wgan"], "accuracy") == ("a", ["a", "bad"])
+    assert choose_baseline(single, ["a", "bad"], "accuracy") == ("a", ["a", "bad"])
     same = count_fold(predictions(3).assign(predicted="NV"), "val")
-    assert len(choose_baseline(same, ["wgan"], "accuracy")[1]) == 3
+    assert len(choose_baseline(same, ["none", "classic", "nst"], "accuracy")[1]) == 3
+
+
+def test_placebos_and_subsets_change_nothing():
+    """Arms in neither list are no baseline, no member of Holm's family, and lend no spread to the others."""
+    skill = {**SKILL, "placebo": 0.99, "quarter": 0.2}
+    table = predictions(3, skill, noise=0.05)
+    found = judged(table, baselines=["none", "classic"])
+    assert (found["baseline"] == "classic").all()
+    alone = table[~table["arm"].isin(["placebo", "quarter"])]
+    pd.testing.assert_frame_equal(found, judged(alone))
+    assert (judged(table)["baseline"] == "placebo").all()
+    assert (judged(table, baselines=["none"])["baseline"] == "none").all()
 
 
 def test_an_arm_missing_in_a_replicate_is_judged_on_the_others():
@@ -184,7 +195,7 @@ def simulated_verdicts(rng, replicates, *, lift=None, shared=False, baselines=2,
     arms = [f"real{i}" for i in range(baselines)] + [f"gan{i}" for i in range(generators)]
     synthetic = arms[baselines:]
     val, test = (simulated_fold(rng, replicates, arms, lift or {}, shared=shared) for _ in range(2))
-    chosen, tied = choose_baseline(val, synthetic, "balanced_accuracy")
+    chosen, tied = choose_baseline(val, arms[:baselines], "balanced_accuracy")
     found = paired_differences(test, synthetic, chosen, "balanced_accuracy", resamples=100, seed=0)
     estimates = {arm: (Estimate(e.mean, e.error, e.freedom, len(tied)), n) for arm, (e, n) in found.items()}
     return decide(estimates, chosen, Rule("balanced_accuracy", 0.01, 0.05))["verdict"]
@@ -240,20 +251,6 @@ def test_a_generator_that_varies_more_than_the_others_is_seldom_called_by_chance
     assert called / n <= 0.05
 
 
-def test_the_planned_number_of_replicates_has_the_promised_power():
-    from scipy import stats
-
-    rule = Rule("accuracy", 0.0, 0.05)
-    needed = replicates_needed(Estimate(0.02, 0.015, 2), 3, rule)
-    spread = 0.015 * np.sqrt(3)
-    samples = np.random.default_rng(0).normal(0.02, spread, (4000, needed))
-    power = (stats.ttest_1samp(samples, 0, axis=1).pvalue <= 0.05).mean()
-    assert 0.75 <= power <= 0.87
-    assert replicates_needed(Estimate(0.02, 0.015, 2), 3, rule, n_arms=4) > needed
-    assert replicates_needed(Estimate(0.0, 0.015, 2), 3, rule) is None
-    assert 3 < replicates_needed(Estimate(0.0, 0.015, 2), 3, Rule("accuracy", 0.02, 0.05)) < 100
-
-
 def test_arm_table_shows_every_arm_best_first():
     shown = arm_table(
         predictions(), ["wgan", "nst"], metrics=("balanced_accuracy", "auroc", "recall_DF"), resamples=200
@@ -280,6 +277,9 @@ def test_two_class_metrics_can_be_judged():
     [
         (lambda t: t, {"arms": ["vae"]}, "'vae'"),
         (lambda t: t, {"arms": list(SKILL)}, "honest baseline"),
+        (lambda t: t, {"baselines": []}, "honest baseline"),
+        (lambda t: t, {"baselines": ["classik"]}, "baselines \\['classik'\\] must be among"),
+        (lambda t: t, {"baselines": ["none", "nst"]}, "\\['nst'\\] are synthetic"),
         (lambda t: t, {"metric": "auroc"}, "choose one of balanced_accuracy"),
         (lambda t: t, {"metric": "sensitivity"}, "positive class"),
         (lambda t: t, {"smallest_effect": -0.1}, "smallest_effect is -0.1"),

@@ -63,6 +63,62 @@ def test_effects_without_a_difference_says_so():
         charts.effects_figure([{**VERDICTS[0], "difference": None}], smallest_effect=0.02)
 
 
+def bands(*rows):
+    names = ["arm", "against", "kind", "difference", "low", "high"]
+    return pd.DataFrame([(*row, 0.01, -0.01, 0.03) for row in rows], columns=names)
+
+
+def test_effects_draw_shared_placebos_below_the_arms_and_own_ones_beneath_theirs():
+    everyone = [(arm, "duplicates", "placebo") for arm, *_ in ARMS] + [(arm, "oracle", "oracle") for arm, *_ in ARMS]
+    table = bands(("nst", "nst-shuffled", "placebo"), *everyone, ("gone", "gone-shuffled", "placebo"))
+    fig = charts.effects_figure(VERDICTS, smallest_effect=0.03, placebos=table)
+    ax = fig.axes[0]
+    names = [t.get_text() for t in ax.get_yticklabels()]
+    assert names == ["nst", "nst-shuffled", "dcgan", "wgan", "pggan", "duplicates", "oracle"]
+    words = [t.get_text().split()[0] for t in ax.texts]
+    assert words == ["helps", "placebo", "harms", "equivalent", "undecided", "placebo", "oracle"]
+    at = dict(zip(names, ax.get_yticks(), strict=True))
+    reach = {name: (c.get_datalim(ax.transData).y0, c.get_datalim(ax.transData).y1) for name, c in strips(ax, at)}
+    assert reach["nst-shuffled"][0] == -0.5  # it reaches up to its own arm
+    assert reach["nst-shuffled"][1] < at["dcgan"] - 0.5 + 1e-9
+    assert reach["duplicates"][0] == reach["oracle"][0] == -0.5  # all arms: the whole figure
+
+
+def strips(ax, at):
+    """The pale bands, each with the lane that it ends in."""
+    for collection in ax.collections:
+        if collection.get_alpha() is not None and collection.get_alpha() < 0.1:
+            bottom = collection.get_datalim(ax.transData).y1
+            np.testing.assert_allclose(collection.get_datalim(ax.transData).intervalx, [-0.01, 0.03])
+            yield min(at, key=lambda name: abs(at[name] - bottom)), collection
+
+
+def test_placebos_of_several_arms_but_not_all_are_drawn_by_each():
+    table = bands(("nst", "duplicates", "placebo"), ("dcgan", "duplicates", "placebo"))
+    fig = charts.effects_figure(VERDICTS, smallest_effect=0.03, placebos=table)
+    names = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    assert names == ["nst", "duplicates", "dcgan", "duplicates", "wgan", "pggan"]
+
+
+@pytest.mark.parametrize("n", [1, 4, 8])
+def test_effects_with_bands_do_not_overlap(n):
+    verdicts = [{**VERDICTS[i % 4], "arm": f"arm-{i}"} for i in range(n)]
+    own = [(f"arm-{i}", f"arm-{i}-{k}", "placebo") for i in range(n) for k in ("shuffled", "wrong")]
+    table = bands(*own, *((f"arm-{i}", "oracle", "oracle") for i in range(n)))
+    fig = charts.effects_figure(verdicts, smallest_effect=0.03, placebos=table)
+    fig.draw_without_rendering()
+    ax = fig.axes[0]
+    boxes = [t.get_window_extent() for t in [*ax.texts, *ax.get_yticklabels()]]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(box.x0 >= 0 and box.x1 <= fig.bbox.width + 1 for box in boxes)
+
+
+def test_effects_without_placebos_are_drawn_as_ever():
+    plain, empty = (charts.effects_figure(VERDICTS, smallest_effect=0.03, placebos=p) for p in (None, bands()))
+    assert [t.get_text() for t in empty.axes[0].texts] == [t.get_text() for t in plain.axes[0].texts]
+    assert not empty.axes[0].collections
+
+
 def test_arms_are_sorted_by_their_test_mean(shown):
     show.arms(METRICS, alt=ALT, lines={"chance": 0.125})
     ax = shown[0].axes[0]

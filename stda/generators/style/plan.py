@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stda.generator_sections import NstSection
 from stda.generators.base import image_seeds, synthetic_table
 from stda.generators.pairs import PairSampler
-from stda.sections import NstSection
 
 
 @dataclass(frozen=True, eq=False)

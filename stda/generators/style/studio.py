@@ -12,13 +12,13 @@ import torch
 from stda import BadInput
 from stda.compute import Compute
 from stda.encoders import Encoder
+from stda.generator_sections import NstSection
 from stda.generators.style import colour
 from stda.generators.style.adain import FeedForward
 from stda.generators.style.engine import Engine, Recipe, Target
 from stda.generators.style.minimise import minimise, minimise_coarse_to_fine
 from stda.generators.style.starts import start_image
 from stda.images import to_uint8
-from stda.sections import NstSection
 
 Pictures = Callable[[list[str]], Sequence[np.ndarray]]  # image ids -> uint8 (H, W, 3) each; or masks, uint8 (H, W) each
 

@@ -2,6 +2,7 @@
 
 from stda.measure.claims.compare import compare, mcnemar
 from stda.measure.claims.model import Claims, Finding, Row, Table
+from stda.measure.claims.protocol import under_protocol
 from stda.measure.claims.reading import parse, read
 from stda.measure.claims.report import audit, audit_examples, example, examples, find, passed, run, summary, tally
 
@@ -23,4 +24,5 @@ __all__ = [
     "run",
     "summary",
     "tally",
+    "under_protocol",
 ]
