@@ -28,7 +28,7 @@ from stda.images import ImageSet, complete_table
 SOURCES = ("phantom", "ham10000", "dermamnist", "folder")
 
 
-def describe(source: str, root: str | Path = "", *, classes: str = "", n_images: int = 1500, seed: int = 0,
+def describe(source: str, root: str | Path = "", *, classes: str = "", n_images: int = 2000, seed: int = 0,
              skip_unreadable: bool = False) -> pd.DataFrame:  # fmt: skip
     """Return the table that :func:`load` would give, without decoding a picture: root, columns and classes are checked.
 
@@ -42,7 +42,7 @@ def describe(source: str, root: str | Path = "", *, classes: str = "", n_images:
     return _finished(listing.table)
 
 
-def load(source: str, root: str | Path = "", *, size: int, classes: str = "", n_images: int = 1500, seed: int = 0,
+def load(source: str, root: str | Path = "", *, size: int, classes: str = "", n_images: int = 2000, seed: int = 0,
          skip_unreadable: bool = False, cache_dir: str | Path | None = None) -> ImageSet:  # fmt: skip
     """Return all pictures of a source at ``size`` pixels, not split yet (split ""), rows in a fixed order.
 
@@ -77,7 +77,7 @@ def skipped(images: ImageSet | pd.DataFrame) -> list[str]:
     return list(table.attrs.get("skipped", []))
 
 
-def pictures(source: str, root: str | Path, image_ids: Sequence[str], *, size: int, n_images: int = 1500, seed: int = 0,
+def pictures(source: str, root: str | Path, image_ids: Sequence[str], *, size: int, n_images: int = 2000, seed: int = 0,
              classes: str = "") -> np.ndarray:  # fmt: skip
     """Return the originals of these ids at another size, uint8 ``(n, size, size, 3)``, in the order asked.
 

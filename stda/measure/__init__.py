@@ -9,6 +9,7 @@ from stda.measure.collected import (
     conclusion,
     interval_rows,
     interval_texts,
+    tuning_table,
     verdict_sentence,
 )
 from stda.measure.copying import CopySearch, CopyWatch, authenticity, copying_table, near_copies, nearest_pairs
@@ -137,6 +138,7 @@ __all__ = [
     "switches",
     "top_answers",
     "training_scores",
+    "tuning_table",
     "two_class_sentence",
     "two_class_table",
     "two_class_texts",

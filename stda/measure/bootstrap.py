@@ -12,6 +12,9 @@ from stda import BadInput
 from stda.measure.scores import PREDICTION_COLUMNS, class_codes, confusion_metric, require_columns
 
 CHUNK = 250  # resamples at a time: 250 x 10,000 lesions are 20 MB
+LUCK = 3  # so many times the variance of the calm arms is taken for the luck of few replicates
+STEEPNESS = 4  # beyond it, pooled degrees of freedom fade with this power of the ratio (both settled by simulation)
+FREEDOM = 5.0  # pooled degrees of freedom granted at most, for every replicate but one: many calm arms vouch for none
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,20 +143,24 @@ def resample_lesions(
 
 @dataclass(frozen=True)
 class Spread:
-    """A variance between replicates pooled over all arms, and its degrees of freedom."""
+    """A variance between replicates pooled over all arms, its degrees of freedom, and how far these may be trusted.
+
+    ``calm`` is the variance without the arm that varies most: an arm far above it is not one of the many.
+    """
 
     variance: float
     freedom: float
+    calm: float
 
 
 def pooled_spreads(values: np.ndarray) -> tuple[Spread, Spread] | None:
     """Return the pooled spread of one arm's value and of the difference of two arms, from ``(R, A)`` values.
 
     The analysis of variance of a randomised block design: replicates are the blocks, arms the treatments.  A difference
-    has twice the residual mean square, which has (R - 1)(A - 1) degrees of freedom; **half** of them are granted,
-    because arms need not vary alike (see :mod:`stda.measure.verdict` for what simulations say).  One arm's value adds
-    the blocks' mean square, with Satterthwaite's degrees of freedom.  None with fewer than two complete replicates or
-    three arms, where pooling gains nothing.
+    has twice the residual mean square, which has (R - 1)(A - 1) degrees of freedom; **half** of them are granted, and
+    at most :data:`FREEDOM` (R - 1), because arms need not vary alike (see :mod:`stda.measure.verdict` for what
+    simulations say).  One arm's value adds the blocks' mean square, with Satterthwaite's degrees of freedom.  None with
+    fewer than two complete replicates or three arms, where pooling gains nothing.
     """
     complete = values[np.isfinite(values).all(1)]
     n, n_arms = complete.shape
@@ -162,11 +169,19 @@ def pooled_spreads(values: np.ndarray) -> tuple[Spread, Spread] | None:
     blocks = complete.mean(1) - complete.mean()
     residuals = complete - complete.mean(0) - blocks[:, None]
     between = n_arms * float((blocks**2).sum()) / (n - 1)
-    within = float((residuals**2).sum()) / (n - 1) / (n_arms - 1)
+    squares = (residuals**2).sum(0)
+    within = float(squares.sum()) / (n - 1) / (n_arms - 1)
+    # the residual squares that are left when an arm is taken out of the table
+    left = max(0.0, float(squares.sum() - squares.max() * n_arms / (n_arms - 1)))
     parts = np.array([between, (n_arms - 1) * within]) / n_arms
-    squares = float((parts**2 / [n - 1, (n - 1) * (n_arms - 1)]).sum())
-    freedom = float(parts.sum() ** 2 / squares) if squares > 0 else float(n - 1)
-    return Spread(float(parts.sum()), freedom), Spread(2 * within, (n - 1) * (n_arms - 1) / 2)
+    rough = float((parts**2 / [n - 1, (n - 1) * (n_arms - 1)]).sum())
+    freedom = float(parts.sum() ** 2 / rough) if rough > 0 else float(n - 1)
+    single = np.sort(complete.var(0, ddof=1))[:-1].mean()
+    granted = (n - 1) * min((n_arms - 1) / 2, FREEDOM)
+    return (
+        Spread(float(parts.sum()), freedom, float(single)),
+        Spread(2 * within, granted, 2 * left / (n - 1) / (n_arms - 2)),
+    )
 
 
 def estimate(
@@ -186,7 +201,9 @@ def estimate(
        adds its R-th part: what resampling replicates gives whose residuals were reflated to the unbiased variance
        (Carpenter, Goldstein and Rasbash 2003), in closed form.
     3. The standard error is that of both parts together, but never below the plain s / sqrt(R) of the replicates.
-    4. Quantiles are Student's, with the degrees of freedom of the spread: R - 1, or those of the pooled one.
+    4. Quantiles are Student's, with the degrees of freedom of the pooled spread, or R - 1 without one.  An arm whose
+       own spread exceeds :data:`LUCK` times that of the calm arms is not one of them: its degrees of freedom fall from
+       the pooled ones towards R - 1.
 
     With one replicate only part 1 is left (normal quantiles): test-sampling noise of one training, not evidence on
     the arm.  The replicates are splits of one data set: the inference is to new splits, seeds and lesions like these.
@@ -199,10 +216,16 @@ def estimate(
         return Estimate(mean, max(np.sqrt(lesion_part), floor), np.inf)
     spread, freedom = float(np.var(values, ddof=1)), n - 1.0
     if pooled is not None:
-        spread, freedom = max(spread, pooled.variance), max(freedom, pooled.freedom)
+        trust = min(1.0, LUCK * pooled.calm / spread) ** STEEPNESS if spread > 0 else 1.0
+        spread, freedom = max(spread, pooled.variance), freedom + trust * max(0.0, pooled.freedom - freedom)
     beyond_lesions = max(0.0, spread - float(deviations.var(axis=1, ddof=1).mean()))
     both = lesion_part + beyond_lesions / n
     return Estimate(mean, max(np.sqrt(max(both, spread / n)), floor), freedom)
+
+
+def within(interval: tuple[float, float]) -> tuple[float, float]:
+    """Return the interval of a difference of two scores cut to [-1, 1], which it cannot leave."""
+    return max(-1.0, interval[0]), min(1.0, interval[1])
 
 
 def lesion_step(fold: FoldCounts, metric: str, positive: str | None = None) -> float:

@@ -45,6 +45,7 @@ class Collected:
     registered: pd.DataFrame
     not_run: pd.DataFrame
     updates: pd.DataFrame  # replicate, arm, updates, members
+    tuning: pd.DataFrame  # every learning rate that was tried: replicate, arm, learning_rate, val_balanced_accuracy...
     switches: pd.DataFrame  # answers to altered test images: replicate, arm, altered, image_id, group, label, before...
 
 
@@ -88,6 +89,7 @@ def collect(run: Stage, study: str = "") -> Collected:
         registered=_registered(root),
         not_run=_not_run(root, found, left_out, partial, arms),
         updates=pd.DataFrame([_updates(folder, job) for job, folder in folders.items()]),
+        tuning=pd.concat([_tuning(folder, job) for job, folder in folders.items()], ignore_index=True),
         switches=pd.concat([_switches(f, job) for job, f in own.items()], ignore_index=True),
     )
 
@@ -157,6 +159,13 @@ def _switches(folder: Path, job: Job) -> pd.DataFrame:
     return _predictions(folder, job, "switches.csv")
 
 
+def _tuning(folder: Path, job: Job) -> pd.DataFrame:
+    """Return what an arm tried on the validation fold."""
+    if not (folder / "tuning.csv").is_file():
+        raise BadInput(f"{job.key} has no tuning.csv: an older notebook 06 made it, run it again.")
+    return pd.read_csv(folder / "tuning.csv").assign(replicate=job.replicate, arm=job.arm)
+
+
 def _composition(folder: Path, job: Job) -> pd.DataFrame:
     """Return how many images of each class an arm trained on."""
     rows = pd.DataFrame(read_manifest(folder)["facts"].get("composition", []))
@@ -212,6 +221,18 @@ def _not_run(
         expected = [job for job in jobs(study) if job.stage not in ("results", "explainability")]
         rows += [(job.key, "planned, not finished") for job in expected if job not in found]
     return pd.DataFrame(rows or [("nothing", "everything that was planned was run")], columns=["what", "why"])
+
+
+def tuning_table(tuning: pd.DataFrame) -> pd.DataFrame:
+    """Return how each arm was searched: ``arm, tries`` (per replicate), ``from, to`` (rates), ``kept`` (as text)."""
+    rows = []
+    for arm, own in tuning.groupby("arm", sort=False):
+        kept = own.loc[own["chosen"], "learning_rate"]
+        tries = own.groupby("replicate").size()
+        words = ", ".join(f"{rate:g} ({n}x)" for rate, n in kept.value_counts(sort=False).sort_index().items())
+        ends = (own["learning_rate"].min(), own["learning_rate"].max())
+        rows.append((arm, int(tries.max()), *ends, words))
+    return pd.DataFrame(rows, columns=["arm", "tries", "from", "to", "kept"])
 
 
 def verdict_sentence(verdicts: pd.DataFrame) -> str:

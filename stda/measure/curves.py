@@ -50,7 +50,8 @@ class Contest:
         """Estimate the contrast of the arms with these ``weights (A,)``, which add up to zero."""
         pooled = self.spread
         if pooled is not None:  # the difference of two arms has squared weights of 2
-            pooled = bootstrap.Spread(pooled.variance * float(weights @ weights) / 2, pooled.freedom)
+            share = float(weights @ weights) / 2
+            pooled = bootstrap.Spread(pooled.variance * share, pooled.freedom, pooled.calm * share)
         return bootstrap.estimate(self.values @ weights, self.draws @ weights, pooled=pooled, step=self.step)
 
 

@@ -7,7 +7,11 @@ how sure that is).
 
 What to keep in mind.  More lesions come with more images of *every* class on the curve, while a generator mostly adds
 rare ones: for the recall of a class the size is that class's own, but the others grow along.  An oracle adds classes
-where it has them held back, so beyond the train fold the mixture differs.  Intervals hold one at a time.
+where it has them held back, so beyond the train fold the mixture differs.  All arms have the same updates: a worth is
+one at equal compute.  Under the balanced sampler added images change no class's share of the updates, as more real
+lesions do not either; under the shuffling one they do, and the worth holds that rebalancing too: duplicates tell how
+much it is.  Arms of another recipe than the curve's do not belong here (:func:`stda.measure.sweep.same_recipe`).
+Intervals hold one at a time.
 """
 
 from __future__ import annotations

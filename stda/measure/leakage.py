@@ -189,7 +189,7 @@ def _decide(rows: list[dict], alpha: float) -> list[dict]:
     p_value = np.where(single, 1.0, [row["estimate"].p_two_sided() for row in asked])
     adjusted, levels = holm(p_value), holm_levels(p_value, alpha)
     for i, row in enumerate(asked):
-        low, high = row["estimate"].interval(levels[i])
+        low, high = bootstrap.within(row["estimate"].interval(levels[i]))
         mean = row["estimate"].mean
         called = "inflated" if mean > 0 else "deflated"
         row |= {"inflation": mean, "low": low, "high": high, "level": levels[i]}

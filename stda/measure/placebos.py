@@ -126,7 +126,7 @@ def differences(
     found = _differences(predictions, [(arm, baseline) for arm in arms], metric, **knobs)
     rows = []
     for (arm, _), (e, n) in found.items():
-        low, high = e.interval(confidence)
+        low, high = bootstrap.within(e.interval(confidence))
         row = {"arm": arm, "baseline": baseline, "metric": metric, "difference": e.mean, "low": low, "high": high}
         rows.append(row | {"level": confidence, "replicates": n})
     columns = ["arm", "baseline", "metric", "difference", "low", "high", "level", "replicates"]
@@ -171,8 +171,8 @@ def _against_oracles(rows: pd.DataFrame) -> str:
     above, equal = (rows.loc[rows["shown"] == word, "against"].tolist() for word in ("above", "not told apart"))
     if above:
         return (
-            f"beats {', '.join(above)}, which adds as many real images: that is suspicious, look for test images that "
-            "reached the generator"
+            f"beats {', '.join(above)}, which adds real images: if as many as the arm adds synthetic ones, that is "
+            "suspicious, look for test images that reached the generator"
         )
     if equal:
         return f"is not told apart from the oracle ({', '.join(equal)})"
@@ -240,7 +240,7 @@ def _family(
     p_holm, levels = holm(p_value), holm_levels(p_value, alpha)
     rows = []
     for i, ((arm, against), (e, n)) in enumerate(zip(pairs, estimates, strict=True)):
-        low, high = e.interval(levels[i])
+        low, high = bootstrap.within(e.interval(levels[i]))
         shown = "not told apart" if n < 2 or p_holm[i] > alpha else ("above" if e.mean > 0 else "below")
         row = {"arm": arm, "against": against, "kind": kind, "metric": metric}
         row |= {"difference": e.mean, "low": low, "high": high, "level": levels[i]}

@@ -82,6 +82,16 @@ def curve_arms(settings: pd.DataFrame, kinds: Mapping[str, str]) -> list[str]:
     return settings.loc[chosen, "arm"].tolist()
 
 
+def same_recipe(settings: pd.DataFrame, curve: Sequence[str], arms: Sequence[str]) -> list[str]:
+    """Return which of ``arms`` differ from those of the learning ``curve`` in nothing but the images they train on.
+
+    An arm with another sampler, augmentation or loss would be credited with, or charged for, more than its images.
+    """
+    recipe = [name for name in _recipe(settings) if name not in {*OF_THE_ADDED, "real_share"}]
+    known = settings.set_index("arm")[recipe]
+    return [arm for arm in arms if len(curve) and (known.loc[arm] == known.loc[curve[0]]).all()]
+
+
 def sweep_table(
     predictions: pd.DataFrame,
     settings: pd.DataFrame,  # arm, synthetic, amount (added images in total), and the recipe (augment, ...)

@@ -141,7 +141,12 @@ def answers_at(predictions: pd.DataFrame, specificity: float, *, classes: Sequen
 
 
 def auroc_differences(
-    fold: FoldScores, arms: Sequence[str], baseline: str, *, tied: int = 1
+    fold: FoldScores,
+    arms: Sequence[str],
+    baseline: str,
+    *,
+    pool: Sequence[str] | None = None,  # the arms whose spread over replicates is pooled; None: all
+    tied: int = 1,
 ) -> dict[str, tuple[bootstrap.Estimate, int]]:
     """Estimate AUROC of an arm minus the baseline's, over the replicates that both have.
 
@@ -150,7 +155,7 @@ def auroc_differences(
     apart.
     """
     values, errors = auroc_errors(fold)
-    spreads = bootstrap.pooled_spreads(values)
+    spreads = bootstrap.pooled_spreads(values[:, [pool is None or arm in set(pool) for arm in fold.answers.arms]])
     column = {arm: i for i, arm in enumerate(fold.answers.arms)}
     found = {}
     for arm in arms:
@@ -170,6 +175,7 @@ def two_class_table(
     synthetic: Sequence[str],  # the arms with synthetic images: the ones that are compared
     positive: str | None = None,  # the class that sensitivity speaks of; by default the rarer one
     specificity: float = 0.9,  # at which the fixed sensitivity is read
+    pool: Sequence[str] | None = None,  # the arms whose differences share a pooled spread, as in the verdict; None: all
     tied_baselines: int = 1,  # as in the verdict: how many baselines validation could not tell apart
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -199,7 +205,8 @@ def two_class_table(
     table["replicates"] = test.groupby("arm")["replicate"].nunique().reindex(table["arm"]).to_numpy()
     for metric, (values, draws, step) in _measured(fold, fixed, {"resamples": resamples, "seed": seed}).items():
         table[[metric, f"{metric}_low", f"{metric}_high"]] = _intervals(values, draws, step, confidence)
-    found = auroc_differences(fold, [a for a in synthetic if a != baseline], baseline, tied=tied_baselines)
+    judged = [arm for arm in synthetic if arm != baseline]
+    found = auroc_differences(fold, judged, baseline, pool=pool, tied=tied_baselines)
     table = table.merge(_decided(found, 1 - confidence), on="arm", how="left")
     return table[list(COLUMNS)].sort_values(["auroc", "arm"], ascending=[False, True], ignore_index=True)
 
@@ -251,7 +258,7 @@ def _decided(found: dict[str, tuple[bootstrap.Estimate, int]], alpha: float) -> 
     p_values = np.where(single, 1.0, [e.p_two_sided() for e, _ in found.values()])
     levels, adjusted = holm_levels(p_values, alpha), holm(p_values)
     rows = [
-        (arm, e.mean, *e.interval(level), *((np.nan, np.nan) if n < 2 else (p, p_holm)))
+        (arm, e.mean, *bootstrap.within(e.interval(level)), *((np.nan, np.nan) if n < 2 else (p, p_holm)))
         for (arm, (e, n)), level, p, p_holm in zip(found.items(), levels, p_values, adjusted, strict=True)
     ]
     return pd.DataFrame(rows, columns=["arm", *DIFFERENCE])

@@ -149,11 +149,29 @@ def test_the_pooled_spread_is_that_of_the_analysis_of_variance():
     assert pooled_spreads(values[:, :2]) is None
     assert pooled_spreads(np.where(np.arange(20).reshape(4, 5) > 6, np.nan, values)) is None
     assert pooled_spreads(np.ones((3, 4)))[0].variance == 0
+    assert pooled_spreads(np.random.default_rng(0).normal(size=(4, 20)))[1].freedom == 15  # five for each but one
+
+
+def test_the_calm_spread_is_the_pooled_one_without_the_arm_that_varies_most():
+    values = np.random.default_rng(0).normal(size=(3, 6)) * [1, 1, 1, 9, 1, 1] + np.arange(3)[:, None]
+    (own, difference), (own_left, left) = pooled_spreads(values), pooled_spreads(np.delete(values, 3, axis=1))
+    assert difference.calm == pytest.approx(left.variance)
+    assert own.calm == pytest.approx(own_left.variance)
+    assert pooled_spreads(values[:, 2:5])[1].calm == pytest.approx((values[:, 2] - values[:, 4]).var(ddof=1))
+    assert pooled_spreads(np.ones((3, 4)))[1].calm == 0
+
+
+def test_an_arm_far_above_the_calm_ones_has_its_own_degrees_of_freedom():
+    values, nothing = np.array([0.0, 0.1, 0.2]), np.zeros((100, 3))  # a variance of 0.01
+    for calm, freedom in ((0.01, 9), (0.01 / 3, 9), (0.01 / 6, 2 + 7 / 2**4), (0.0, 2)):
+        e = estimate(values, nothing, pooled=Spread(0.02, 9.0, calm))
+        assert (e.error, e.freedom) == (pytest.approx(np.sqrt(0.02 / 3)), pytest.approx(freedom))
+    assert estimate(np.zeros(3), nothing, pooled=Spread(0.0, 9.0, 0.0)).freedom == 9  # nothing varies: no ratio
 
 
 def test_pooling_never_narrows_an_arm_below_its_own_spread():
     values, nothing = np.array([0.0, 0.2]), np.zeros((100, 2))
-    calm, wild = (estimate(values, nothing, pooled=Spread(v, 7.0)) for v in (0.001, 0.5))
+    calm, wild = (estimate(values, nothing, pooled=Spread(v, 7.0, 0.01)) for v in (0.001, 0.5))
     assert calm.error == pytest.approx(estimate(values, nothing).error)
     assert wild.error == pytest.approx(0.5)
     assert calm.freedom == wild.freedom == 7

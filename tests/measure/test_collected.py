@@ -37,6 +37,8 @@ def finish(job, headline="x", *, repeats=0, study=STUDY, **facts):
             split=split, label=np.resize(CLASSES, n), predicted=rng.choice(CLASSES, n), p_a=0.5, p_b=0.5
         )
         table.to_csv(run.path("predictions.csv"), index=False)
+        rates = pd.DataFrame({"learning_rate": [0.002, 0.001], "val_balanced_accuracy": 0.5, "chosen": [False, True]})
+        rates.to_csv(run.path("tuning.csv"), index=False)
         test = table[table["split"] == "test"]
         measure.switches(test, {"hair": test.assign(predicted="a")}).to_csv(run.path("switches.csv"), index=False)
         if repeats:
@@ -167,6 +169,15 @@ def test_a_leaky_twin_is_collected_and_says_that_it_is_one():
     assert list(run.inputs) == ["twin/r0/classification/balanced"]
     with pytest.raises(BadInput, match="first"):
         measure.collect(run, "triplet")
+
+
+def test_the_search_of_every_arm_is_on_record():
+    for r in (0, 1):
+        finish(Job("classification", r, "balanced"))
+    assert measure.tuning_table(collect().tuning).to_numpy().tolist() == [["balanced", 2, 0.001, 0.002, "0.001 (2x)"]]
+    (runs.runs_root() / "quick/r0/classification/balanced/tuning.csv").unlink()
+    with pytest.raises(BadInput, match=r"no tuning\.csv: .* run it again"):
+        collect()
 
 
 def test_an_arm_of_an_older_notebook_is_run_again():

@@ -11,6 +11,7 @@ from stda.measure.sweep import (
     WORDS,
     arm_settings,
     curve_arms,
+    same_recipe,
     saturation,
     saturation_sentence,
     sweep_table,
@@ -126,6 +127,22 @@ def test_degenerate_sweeps_have_defined_answers():
     assert "No sweep was run" in saturation_sentence(saturation(predictions(), none))
     with pytest.raises(BadInput, match="'wgan-4' of the sweep has no predictions"):
         sweep_table(predictions(SKILL.drop("wgan-4")), SETTINGS)
+
+
+def test_only_arms_of_the_curve_s_recipe_are_valued_by_it():
+    rows = [
+        ("balanced", "none", "classic", "balanced", "mix", "1.0"),
+        ("half", "none", "classic", "balanced", "mix", "0.5"),
+        ("wgan", "wgan", "classic", "balanced", "mix", "1.0"),
+        ("wgan-pretrain", "wgan", "classic", "balanced", "pretrain", "1.0"),
+        ("wgan-as-published", "wgan", "none", "shuffle", "mix", "1.0"),
+    ]
+    columns = ["arm", "synthetic", "augment", "sampler", "protocol", "real_share"]
+    settings = pd.DataFrame(rows, columns=columns).assign(amount=0.0)
+    synthetic = ["wgan-as-published", "wgan-pretrain", "wgan"]
+    assert same_recipe(settings, ["balanced", "half"], synthetic) == ["wgan-pretrain", "wgan"]
+    assert same_recipe(settings, [], synthetic) == []
+    assert same_recipe(settings.drop(columns=["augment", "sampler"]), ["half"], synthetic) == synthetic
 
 
 def manifest(arm, *, options=(), **knobs):

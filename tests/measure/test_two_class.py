@@ -155,6 +155,16 @@ def test_a_real_gain_is_found_and_corrected_for_the_number_of_arms():
     assert "1 of 2 arms with synthetic images cannot be told" in words
 
 
+def test_arms_off_the_pool_lend_their_spread_to_no_difference():
+    """A placebo with labels that say nothing is no arm of the comparison: its spread changes nothing."""
+    predictions = study(4, (*ARMS, "wrong"), gain={"wrong": -3.0})
+    within = table_of(predictions, pool=ARMS).set_index("arm").loc["wgan"]
+    alone = table_of(predictions[predictions["arm"] != "wrong"]).set_index("arm").loc["wgan"]
+    columns = ["auroc_difference", "auroc_difference_low", "auroc_difference_high", "p_holm"]
+    assert within[columns].tolist() == alone[columns].tolist()
+    assert table_of(predictions).set_index("arm").loc["wgan", columns].tolist() != alone[columns].tolist()
+
+
 def test_null_differences_are_rarely_called():
     """60 studies of three replicates without any effect: at most 5 % of calls, within binomial error."""
     called = 0
