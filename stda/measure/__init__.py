@@ -41,12 +41,12 @@ from stda.measure.repeatability import prediction_agreement, repeatability_sente
 from stda.measure.rulers import PLAIN, growth_table, ruler_table, spoil
 from stda.measure.scores import metrics_table, scores
 from stda.measure.similarity import class_similarity, ms_ssim, ssim
-from stda.measure.sweep import arm_settings, curve_arms, saturation, saturation_sentence, sweep_table
+from stda.measure.sweep import arm_settings, curve_arms, same_recipe, saturation, saturation_sentence, sweep_table
 from stda.measure.switching import disturbed_sentence, switch_rates, switch_sentence, switch_table, switches
 from stda.measure.telltale import Telltale, find_telltale, position_auc, power_spectrum, spectrum_table
 from stda.measure.two_class import two_class_sentence, two_class_table, two_class_texts
 from stda.measure.variance import variance_sentence, variance_table
-from stda.measure.verdict import arm_table, judge
+from stda.measure.verdict import arm_table, best_baseline, judge
 
 __all__ = [
     "COPIES_ROW",
@@ -61,6 +61,7 @@ __all__ = [
     "artefact_scores",
     "association_table",
     "authenticity",
+    "best_baseline",
     "border_artefacts",
     "calibrate",
     "calibrate_detectors",
@@ -122,6 +123,7 @@ __all__ = [
     "real_or_synthetic",
     "repeatability_sentence",
     "ruler_table",
+    "same_recipe",
     "saturation",
     "saturation_sentence",
     "scores",

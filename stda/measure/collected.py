@@ -106,9 +106,15 @@ def _roles(knobs: dict[str, dict], arms: dict[str, str]) -> dict[str, Any]:
         "kinds": kinds,
         "synthetic": judged,
         "baselines": [arm for arm, kind in kinds.items() if may_be_baseline(kind, knobs[arm]["synthetic"])],
-        "placebos": {arm: [p for p in placebos if knobs[p]["synthetic"] in (*REAL_ONLY, arms[arm])] for arm in judged},
+        "placebos": {arm: [p for p in placebos if _is_placebo_of(knobs[p], knobs[arm])] for arm in judged},
         "oracles": [arm for arm, kind in kinds.items() if kind == "oracle"],
     }
+
+
+def _is_placebo_of(placebo: dict[str, Any], arm: dict[str, Any]) -> bool:
+    """Say whether a placebo differs from an arm in its images or labels alone: the rest of the recipe is the same."""
+    same = all(placebo[knob] == arm[knob] for knob in ("augment", "sampler", "loss"))
+    return same and placebo["synthetic"] in (*REAL_ONLY, arm["synthetic"])
 
 
 def _splits(root: Path, replicates: list[int]) -> dict[int, int]:
@@ -272,7 +278,7 @@ def conclusion(verdicts: pd.DataFrame, *, smallest_effect: float) -> str:
     for row in verdicts.itertuples():
         words.append(
             f"Arm {row.arm} changes {metric} by {row.difference:+.3f} ({row.level:.1%} interval {row.low:+.3f} to "
-            f"{row.high:+.3f}): {row.verdict}."
+            f"{row.high:+.3f}, {row.evidence}): {row.verdict}."
         )
     undecided = verdicts[verdicts["verdict"] == "undecided"]
     if len(undecided):

@@ -210,11 +210,18 @@ def test_intervals_for_scripts_and_for_readers():
 
 
 def test_conclusion_names_every_arm_with_its_numbers():
-    row = {"arm": "wgan", "baseline": "balanced", "metric": "macro_f1", "difference": 0.031, "level": 0.95}
+    row = {
+        "arm": "wgan",
+        "baseline": "balanced",
+        "metric": "macro_f1",
+        "difference": 0.031,
+        "level": 0.95,
+        "evidence": "x",
+    }
     verdicts = pd.DataFrame([{**row, "low": -0.01, "high": 0.07, "verdict": "undecided"}])
     text = measure.conclusion(verdicts, smallest_effect=0.02)
     assert "arm balanced" in text
-    assert "+0.031 (95.0% interval -0.010 to +0.070): undecided" in text
+    assert "+0.031 (95.0% interval -0.010 to +0.070, x): undecided" in text
     assert measure.verdict_sentence(verdicts) == "wgan undecided"
     empty = verdicts.iloc[:0]
     assert "nothing to judge" in measure.conclusion(empty, smallest_effect=0.02)
