@@ -178,6 +178,8 @@ class Arm(Section):
                 f"{name} has real_share {self.real_share} and adds {self.synthetic}; a subset is for the learning "
                 "curve and adds nothing"
             )
+        if self.spend_on != "steps" and not self.spend:
+            raise ValueError(f"{name} has spend_on {self.spend_on} but names no generator in spend; give it one")
         if self.spend and (self.synthetic != "none" or self.real_share < 1):
             raise ValueError(f"{name} spends the seconds of {self.spend} on training; let it add no image")
         return self

@@ -48,7 +48,7 @@ class Study(Section):
             if not NAME.fullmatch(name):
                 raise ValueError(f"arm name '{name}' must be lower-case letters, digits, '-' and '_'")
             if names.count(name) > 1:
-                raise ValueError(f"arm '{name}' is given twice; give every arm its own name")
+                raise ValueError(f"arm '{name}' is given twice (also where a name is left out); give every arm its own")
         if all(arm.kind != "real" for arm in self.classification.arms):
             raise ValueError("no arm without synthetic images; add one, for example {arm: balanced}")
         self._check_protocols()

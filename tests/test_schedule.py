@@ -10,6 +10,7 @@ from rich.console import Console
 from stda import BadInput, batch, runs, schedule
 from stda.batch import Status
 from stda.runs import Job
+from stda.sections import DEFAULT_ARMS, GENERATORS
 from stda.study import Study, project_root
 
 FAKE = """
@@ -64,9 +65,8 @@ def test_only_what_a_change_affects_is_run_again(study):
     assert schedule.pending(study, plan) == []
 
     other = changed(study, "wgan", steps=151)
-    expected = {f"r{r}/{key}" for r in (0, 1) for key in ("wgan", "classification/wgan", "explainability")} | {
-        "results"
-    }
+    arms = [f"classification/{arm}" for arm in ("wgan", "wgan-wrong", "longer")]  # the last spends its seconds
+    expected = {f"r{r}/{key}" for r in (0, 1) for key in ("wgan", *arms, "explainability")} | {"results"}
     assert {job.key for job in schedule.pending(other, plan)} == expected
 
     other = changed(study, "results", resamples=100)
@@ -75,7 +75,7 @@ def test_only_what_a_change_affects_is_run_again(study):
     other = changed(study, "study", replicates=3)
     new = {job.key for job in schedule.pending(other, plan)}
     assert all(key.startswith("r2/") or key == "results" for key in new)
-    assert len(new) == 15
+    assert len(new) == 1 + len(GENERATORS) + len(DEFAULT_ARMS) + 1 + 1  # data, ..., explainability, results
 
 
 def test_what_was_overwritten_by_hand_is_made_again(study):
@@ -86,7 +86,8 @@ def test_what_was_overwritten_by_hand_is_made_again(study):
     manifest["parameters"]["steps"] = 50  # papermill notebooks/04_wgan.ipynb out.ipynb -p steps 50
     path.write_text(json.dumps(manifest))
     keys = {job.key for job in schedule.pending(study, plan)}
-    assert keys == {"r0/wgan", "r0/classification/wgan", "r0/explainability", "results"}
+    arms = {f"r0/classification/{arm}" for arm in ("wgan", "wgan-wrong", "longer")}
+    assert keys == {"r0/wgan", *arms, "r0/explainability", "results"}
 
     manifest["parameters"]["steps"] = study.wgan.steps
     manifest["outputs"] = {"made by": "another seed of chance"}  # same parameters, other images
@@ -116,7 +117,7 @@ def test_threads_are_cores_over_jobs():
     assert schedule.make_plan(Study(), cores=2).threads == 1
     plan = schedule.make_plan(Study(), cores=8, jobs=2)
     assert (plan.jobs, plan.threads) == (2, 4)
-    assert schedule.make_plan(Study(), cores=64).jobs == 16  # never more than the widest stage has
+    assert schedule.make_plan(Study(), cores=64).jobs == 2 * len(DEFAULT_ARMS)  # never more than the widest stage has
 
 
 def test_time_left_comes_from_finished_jobs_of_the_same_stage():

@@ -246,7 +246,7 @@ def _to_baseline(
     if same:
         return dict.fromkeys(names, np.nan) | {"than_baseline": "is the baseline"}
     found = bootstrap.estimate(differences[0], differences[1:], pooled=pooled, step=step)
-    low, high = found.interval(level)
+    low, high = bootstrap.within(found.interval(level))
     decided = differences.shape[1] > 1
     words = "more" if decided and low > 0 else "fewer" if decided and high < 0 else "undecided"
     return dict(zip(names, (found.mean, low, high), strict=True)) | {"than_baseline": words}

@@ -159,7 +159,9 @@ def _strip(ax: Axes, main: Axes, table: pd.DataFrame, arms: list[str]) -> None:
     bottom = main.get_ylim()[0]
     for i, arm in enumerate(arms):
         row = table.loc[arm]
-        if np.isfinite(row["worth_lesions"]):
+        if not np.isfinite(row["worth_lesions"]):  # no place on the curve: the row tells whose line is whose
+            ax.axhline(i, color=colour(i), linestyle=DASHES[2], linewidth=1)
+        else:
             at = max(row["lesions"] + row["worth_lesions"], ax.get_xlim()[0])
             _interval(ax, row, i, i)
             ax.plot(at, i, MARKERS[i % len(MARKERS)], color=colour(i), markersize=_size(i), zorder=4)

@@ -51,7 +51,8 @@ def under_protocol(verdicts: pd.DataFrame, against: pd.DataFrame, *, arms: Mappi
     generator.  Returns a row per claim and arm: ``printed change`` is the published difference of its own score on its
     own images (nan where none was printed), ``difference, low, high, verdict`` are this study's, of its metric on its
     images: two questions, side by side, not one number twice.  ``beats its placebos`` is "yes" if the arm is above
-    every one of them, "no", or "not tested".  A claim that no arm makes again has the verdict "not run".
+    every one of them, "no" if it is below one, else "not shown", or "not tested".  A claim that no arm makes again has
+    the verdict "not run".
     """
     rows = []
     for generator, told in PUBLISHED.items():
@@ -70,4 +71,6 @@ def _beats(against: pd.DataFrame, arm: str) -> str:
     own = against[(against["arm"] == arm) & (against["kind"] == "placebo")]
     if own.empty:
         return "not tested"
-    return "yes" if (own["shown"] == "above").all() else "no"
+    if (own["shown"] == "below").any():
+        return "no"
+    return "yes" if (own["shown"] == "above").all() else "not shown"
