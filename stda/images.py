@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 COLUMNS = ("image_id", "label", "group", "split", "generator", "source_ids", "label_confidence")
 TEXT_COLUMNS = COLUMNS[:6]
 # "" is a set that has not been split yet; held-back images are seen by the oracle's arms and by nothing else
-SPLITS = ("", "train", "val", "test", "held-back", "synthetic")
+HELD_BACK = "held-back"  # split of real images that only the oracle's arms see
+SPLITS = ("", "train", "val", "test", HELD_BACK, "synthetic")
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,10 +21,10 @@ from stda.classify.controls import (
     transformed,
 )
 from stda.classify.labels import LABELS, asked, one_hot, relabel
-from stda.classify.selection import PLACEBO_LABELS, SELECTS, choose_rows, placebo_labels
+from stda.classify.selection import SELECTS, choose_rows, placebo_labels
 from stda.encoders import encode
 from stda.images import ImageSet, added_counts, require_train
-from stda.sections import ORACLE
+from stda.sections import ORACLE, PLACEBO_LABELS
 from stda.study import sub_seed
 
 if TYPE_CHECKING:

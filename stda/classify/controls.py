@@ -19,7 +19,7 @@ from stda import BadInput
 from stda.classify.augment import Augment, classic
 from stda.classify.labels import with_opinion
 from stda.compute import rng
-from stda.images import ImageSet, to_uint8
+from stda.images import HELD_BACK, ImageSet, to_uint8
 from stda.study import sub_seed
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def held_back(reserve: ImageSet, counts: Mapping[str, int], *, seed: int) -> Ima
     is part of a larger.  Where a class has fewer images than asked for, all of them come, and the arm's composition
     says so.  Raises BadInput for rows of another fold.
     """
-    splits = sorted(set(reserve.table["split"]) - {"held-back"})
+    splits = sorted(set(reserve.table["split"]) - {HELD_BACK})
     if splits or not len(reserve):
         found = f"rows of split {splits}" if splits else "no images"
         raise BadInput(f"The oracle adds held-back real images, but was given {found}: set data.oracle_fraction.")

@@ -10,7 +10,6 @@ from stda import BadInput
 from stda.images import ImageSet
 
 SELECTS = ("all", "confident", "diverse")
-PLACEBO_LABELS = ("shuffled", "wrong")
 
 
 def choose_rows(

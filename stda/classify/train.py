@@ -19,7 +19,7 @@ from stda.classify.labels import codes, targets
 from stda.classify.losses import Loss, loss_function
 from stda.classify.networks import Classifier, build
 from stda.compute import rng
-from stda.images import ImageSet, require_train, to_tensor, to_uint8
+from stda.images import HELD_BACK, ImageSet, require_train, to_tensor, to_uint8
 from stda.study import sub_seed
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def balanced_accuracy(targets: np.ndarray, predicted: np.ndarray) -> float:
 def _check_folds(train: ImageSet, val: ImageSet, classes: list[str]) -> None:
     """Raise unless the folds are what their names say; no switch turns this off."""
     # protocol synthetic-only has no real rows, and only the oracle's arms have any that were held back
-    real = ~train.table["split"].isin(["synthetic", "held-back"]).to_numpy()
+    real = ~train.table["split"].isin(["synthetic", HELD_BACK]).to_numpy()
     if real.any() or not len(train):
         require_train(train.select(real), "A classifier")
     wrong = sorted(set(val.table["split"]) - {"val"})

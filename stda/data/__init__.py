@@ -16,7 +16,8 @@ from stda.data.sources import (
     pictures,
     skipped,
 )
-from stda.data.splits import HELD_BACK, split
+from stda.data.splits import split
+from stda.images import HELD_BACK
 
 __all__ = [
     "HELD_BACK",

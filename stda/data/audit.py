@@ -9,8 +9,8 @@ import pandas as pd
 
 from stda import BadInput
 from stda.data.decode import resize
-from stda.data.splits import FOLDS, HELD_BACK
-from stda.images import ImageSet
+from stda.data.splits import FOLDS
+from stda.images import HELD_BACK, ImageSet
 
 THUMB = 8  # pixels of the thumbnails that nominate pairs
 CHUNK = 512  # rows compared with all others at a time: 512 x N float32 is all the memory it takes

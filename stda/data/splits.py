@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from stda import BadInput
+from stda.images import HELD_BACK
 from stda.study import sub_seed
 
 FOLDS = ("train", "val", "test")
-HELD_BACK = "held-back"  # real images that only the oracle's arms see
 TRIES = 10  # random splits per class, of which the one with the best image counts is kept
 
 

@@ -15,7 +15,6 @@ and applied to the test fold, so that no answer changes, only how sure the model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ import pandas as pd
 
 from stda import BadInput
 from stda.measure import bootstrap
-from stda.measure.scores import N_BINS, class_codes, require_columns
+from stda.measure.scores import N_BINS, class_codes, class_probabilities, confidence_bins, require_columns
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -71,16 +70,16 @@ def calibrate(validation: pd.DataFrame, test: pd.DataFrame) -> tuple[float, pd.D
     Both tables have ``label`` and ``p_<class>`` columns.  Answers (``predicted``) stay as they are.
     """
     classes = _classes(validation)
-    temperature = fit_temperature(class_codes(validation["label"], classes), _probabilities(validation, classes))
+    temperature = fit_temperature(class_codes(validation["label"], classes), class_probabilities(validation, classes))
     columns = [f"p_{name}" for name in classes]
-    scaled = pd.DataFrame(temper(_probabilities(test, classes), temperature), columns=columns, index=test.index)
+    scaled = pd.DataFrame(temper(class_probabilities(test, classes), temperature), columns=columns, index=test.index)
     return temperature, test.assign(**scaled)
 
 
 def top_answers(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return the confidence ``(N,)`` of the likeliest class in [0, 1] and whether it is right, bool ``(N,)``."""
     classes = _classes(predictions)
-    probabilities = _probabilities(predictions, classes)
+    probabilities = class_probabilities(predictions, classes)
     return probabilities.max(1), probabilities.argmax(1) == class_codes(predictions["label"], classes)
 
 
@@ -190,11 +189,11 @@ def _sums(arms: list[list[pd.DataFrame]], lesions: list[str], classes: list[str]
     for a, states in enumerate(arms):
         for state, table in enumerate(states):
             labels = class_codes(table["label"], classes)
-            probabilities = _probabilities(table, classes)
+            probabilities = class_probabilities(table, classes)
             unit = pd.Index(lesions).get_indexer(table["group"]) * len(classes) + labels
             units, images = np.unique(unit, return_counts=True)
             confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-            bins = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)  # (low, high], as in scores
+            bins = confidence_bins(confidence)
             true = probabilities[np.arange(len(labels)), labels]
             terms = [((probabilities - np.eye(len(classes))[labels]) ** 2).sum(1), -np.log(np.maximum(true, SMALLEST))]
             for place, term in [(0, terms[0]), (1, terms[1]), (2 + bins, right - confidence)]:
@@ -234,10 +233,3 @@ def _classes(predictions: pd.DataFrame) -> list[str]:
     if len(classes) < 2:
         raise BadInput(f"Calibration needs at least two columns p_<class>; the table has {list(predictions.columns)}.")
     return classes
-
-
-def _probabilities(predictions: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
-    values = predictions[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
-    if not np.isfinite(values).all() or (len(values) and not 0 <= values.min() <= values.max() <= 1 + 1e-6):
-        raise BadInput("The probabilities p_<class> must be finite numbers in [0, 1]; the model may have diverged.")
-    return values

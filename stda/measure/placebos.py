@@ -13,6 +13,7 @@ placebos" needs every one of these to succeed, which makes it a strict rule (Ber
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,11 +47,7 @@ def placebo_table(
     *,
     metric: str = "balanced_accuracy",
     confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    pool: Sequence[str] | None = None,  # the arms whose spread over replicates is pooled; None: all
-    classes: Sequence[str] | None = None,
-    positive: str | None = None,
+    **knobs: Any,  # resamples, seed, pool (arms whose spread is pooled; None: all), classes, positive
 ) -> pd.DataFrame:
     """Compare every synthetic arm with its placebos and with the oracles, on the test fold.
 
@@ -64,7 +61,6 @@ def placebo_table(
         BadInput: an arm that was not run, arms without a common replicate, a metric that cannot be resampled.
     """
     wanted = _comparisons(placebos, oracles)
-    knobs = {"resamples": resamples, "seed": seed, "pool": pool, "classes": classes, "positive": positive}
     found = _differences(predictions, [(arm, against) for arm, against, _ in wanted], metric, **knobs)
     rows = []
     for kind in ("placebo", "oracle"):
@@ -83,11 +79,7 @@ def placebo_bands(
     *,
     metric: str = "balanced_accuracy",
     confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    pool: Sequence[str] | None = None,  # the arms whose spread over replicates is pooled; None: all
-    classes: Sequence[str] | None = None,
-    positive: str | None = None,
+    **knobs: Any,  # as in :func:`placebo_table`
 ) -> pd.DataFrame:
     """Return what placebos and oracles alone change against the baseline, for the bands of the effect figure.
 
@@ -97,7 +89,6 @@ def placebo_bands(
     """
     wanted = [row for row in _comparisons(placebos, oracles) if row[1] != baseline]
     against = list(dict.fromkeys(name for _, name, _ in wanted))
-    knobs = {"resamples": resamples, "seed": seed, "pool": pool, "classes": classes, "positive": positive}
     found = differences(predictions, against, baseline, metric=metric, confidence=confidence, **knobs)
     by_name = found.set_index("arm").to_dict("index")
     rows = [{"arm": arm, "against": name, "kind": kind} | by_name[name] for arm, name, kind in wanted]
@@ -111,18 +102,13 @@ def differences(
     *,
     metric: str = "balanced_accuracy",
     confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    pool: Sequence[str] | None = None,  # the arms whose spread over replicates is pooled; None: all
-    classes: Sequence[str] | None = None,
-    positive: str | None = None,
+    **knobs: Any,  # as in :func:`placebo_table`
 ) -> pd.DataFrame:
     """Return the paired difference of each arm to the baseline on test, without judging it.
 
     A row per arm: ``arm, baseline, metric, difference, low, high, level, replicates``; ``level`` is ``confidence``, not
     corrected for the number of arms.  No arm: an empty table.
     """
-    knobs = {"resamples": resamples, "seed": seed, "pool": pool, "classes": classes, "positive": positive}
     found = _differences(predictions, [(arm, baseline) for arm in arms], metric, **knobs)
     rows = []
     for (arm, _), (e, n) in found.items():
@@ -194,11 +180,11 @@ def _differences(
     pairs: Sequence[tuple[str, str]],
     metric: str,
     *,
-    resamples: int,
-    seed: int,
-    pool: Sequence[str] | None,
-    classes: Sequence[str] | None,
-    positive: str | None,
+    resamples: int = 2000,
+    seed: int = 0,
+    pool: Sequence[str] | None = None,  # the arms whose spread over replicates is pooled; None: all
+    classes: Sequence[str] | None = None,
+    positive: str | None = None,
 ) -> dict[tuple[str, str], tuple[bootstrap.Estimate, int]]:
     """Estimate first minus second arm of every pair on test, and in how many replicates both ran.
 

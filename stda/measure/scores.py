@@ -42,7 +42,7 @@ def scores(
     """
     classes = _classes(predictions, classes)
     labels = _codes(predictions, "label", classes)
-    probabilities = _probabilities(predictions, classes)
+    probabilities = class_probabilities(predictions, classes)
     matrix = confusion(labels, _codes(predictions, "predicted", classes), len(classes))
     positive = positive_class(classes, matrix.sum(1), positive) if len(classes) == 2 or positive else None
 
@@ -159,9 +159,14 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, *, n_bins: 
     """Return the expected calibration error of the top answer: labels ``(N,)`` int, probabilities ``(N, K)``."""
     confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == labels
-    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)  # (low, high], as Guo et al.
+    bins = confidence_bins(confidence, n_bins)
     gap = np.bincount(bins, weights=correct - confidence, minlength=n_bins)
     return float(np.abs(gap).sum() / len(labels))
+
+
+def confidence_bins(confidence: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
+    """Return the number ``(N,)`` int of the equal-width bin (low, high] of each confidence, as Guo et al. 2017."""
+    return np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
 
 
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -208,7 +213,8 @@ def _codes(predictions: pd.DataFrame, column: str, classes: Sequence[str]) -> np
     return class_codes(predictions[column], classes)
 
 
-def _probabilities(predictions: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
+def class_probabilities(predictions: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
+    """Return the columns ``p_<class>``, float64 ``(N, K)``; BadInput unless all are finite numbers in [0, 1]."""
     columns = [f"p_{name}" for name in classes]
     require_columns(predictions, columns)
     values = predictions[columns].to_numpy(dtype=np.float64)
