@@ -1,6 +1,6 @@
 """Explanations: where a classifier looks, and whether the maps that say so are right."""
 
-from stda.explain.methods import METHODS, attribute, targets_of
+from stda.explain.methods import METHODS, attribute, obstacles, targets_of
 from stda.explain.perturbation import (
     REPLACEMENTS,
     aopc_table,
@@ -17,6 +17,7 @@ __all__ = [
     "attribute",
     "default_region_size",
     "mean_curves",
+    "obstacles",
     "perturbation_curves",
     "region_relevance",
     "targets_of",

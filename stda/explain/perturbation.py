@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from stda import BadInput
 from stda.compute import rng
-from stda.explain.methods import Target, evaluating, targets_of
+from stda.explain.methods import Target, targets_of
+from stda.explain.subject import evaluating
 
 if TYPE_CHECKING:
     from stda.compute import Compute
