@@ -152,7 +152,7 @@ def test_batches_and_targets_change_nothing(model, images):
 def test_gradient_methods_take_any_network(images):
     model = classify.build("mobilenet_v2", n_classes=3, size=32).eval()
     assert np.isfinite(explain.attribute(model, images[:2], "integrated_gradients", n_steps=2).numpy()).all()
-    with pytest.raises(BadInput, match="ReLU6"):
+    with pytest.raises(BadInput, match="MobileNetV2"):
         explain.attribute(model, images[:2], "deep_taylor")
 
 
