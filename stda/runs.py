@@ -91,7 +91,7 @@ def needs(study: Study, job: Job) -> list[Job]:
         return [Job("data", r), *(Job(name, r) for name in used if name)]
     if job.stage == "explainability":
         return [Job("data", r), *arms]
-    return [other for other in jobs(study) if other.stage not in ("results", "explainability")]
+    return [other for other in jobs(study) if other.stage != "results"]
 
 
 def parameters(study: Study, job: Job) -> dict[str, Any]:

@@ -21,6 +21,35 @@ PLACEBOS = ("oversample", "noised", "blurred")  # as many images as a generator'
 PLACEBO_LABELS = ("shuffled", "wrong")  # a generator's images with labels that say nothing
 
 
+# names of stda.explain.METHODS; a test keeps the two in step, for this module knows no torch
+GRADIENT_METHODS = (
+    "input",
+    "random",
+    "gradient",
+    "input_x_gradient",
+    "integrated_gradients",
+    "smoothgrad",
+)  # any network
+LAYER_METHODS = (  # networks whose layers all have rules
+    "deconvnet",
+    "guided_backprop",
+    "deeplift",
+    "lrp_z",
+    "lrp_epsilon",
+    "lrp_w2",
+    "lrp_flat",
+    "lrp_alpha1beta0",
+    "lrp_alpha2beta1",
+    "lrp_z_plus",
+    "lrp_preset_a",
+    "lrp_preset_b",
+    "lrp_preset_a_flat",
+    "lrp_preset_b_flat",
+)
+CHAIN_METHODS = ("deep_taylor", "deep_taylor_bounded", "pattern_net", "pattern_attribution")  # no residual network
+AttributionMethod = Literal[GRADIENT_METHODS + LAYER_METHODS + CHAIN_METHODS]
+
+
 def option(default: Any, **limits: Any) -> Any:
     """Return a field that notebooks receive in the one parameter ``options``: a cell has room for 15 names."""
     return Field(default, json_schema_extra={"option": True}, **limits)
@@ -241,15 +270,28 @@ class ClassificationSection(Section):
 class ExplainabilitySection(Section):
     """07_explainability."""
 
-    methods: list[Literal["gradient", "integrated_gradients", "deep_taylor", "deep_taylor_bounded"]] = Field(
-        ["gradient", "integrated_gradients", "deep_taylor", "deep_taylor_bounded"],
-        min_length=1,
-        description="attribution methods",
+    methods: list[AttributionMethod] = Field([], description="attribution methods; empty: all that the network allows")
+    attention_methods: list[AttributionMethod] = Field(
+        ["deep_taylor", "integrated_gradients"], min_length=1, description="methods by which all arms are compared"
     )
-    n_images: int = Field(64, ge=1, description="test images, drawn evenly from the classes")
-    region_size: int = Field(4, ge=1, description="pixels of a perturbed region's side")
-    replace: Literal["mean", "zeros", "noise", "blur"] = Field("mean", description="what a perturbed region becomes")
+    n_images: int = Field(32, ge=1, description="test images that all methods explain, drawn evenly from the classes")
+    n_attention: int = Field(160, ge=1, description="test images by which all arms are compared, drawn evenly, too")
+    region_size: int = Field(0, ge=0, description="pixels of a perturbed region's side; 0: 9 at 224 px, in proportion")
+    replace: list[Literal["mean", "zeros", "noise", "blur"]] = Field(
+        ["mean", "zeros", "noise", "blur"], min_length=1, description="what a perturbed region becomes"
+    )
     random_orders: int = Field(5, ge=1, description="random orders that a ranking is compared with")
+    recomputed: list[AttributionMethod] = option(
+        ["gradient", "deep_taylor"], description="methods whose ranking is made anew as regions go, too"
+    )
+    recompute_every: int = option(4, ge=1, description="regions replaced between two rankings")
+    n_fitted: int = option(1000, ge=2, description="train images from which PatternNet's patterns are estimated")
+    estimator: Literal["linear", "relu_positive"] = option("linear", description="signal estimator of PatternNet")
+    n_randomised: int = option(16, ge=1, description="images of the parameter-randomisation check")
+    noise: float = option(0.02, gt=0, le=1, description="noise of the stability check, share of the value range")
+    artefacts: list[Literal["hair", "ruler", "vignette", "frame"]] = option(
+        ["hair", "ruler", "vignette"], description="artefacts that are drawn over test images"
+    )
 
 
 class ResultsSection(Section):
@@ -261,4 +303,7 @@ class ResultsSection(Section):
     smallest_effect: float = Field(0.02, gt=0, lt=1, description="smallest difference of the metric that matters")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
     resamples: int = Field(2000, ge=100, le=1_000_000, description="bootstrap resamples")
+    smallest_attention: float = Field(
+        0.02, gt=0, lt=1, description="smallest difference in share of relevance that matters"
+    )
     leaky_study: str = Field("", description="the same study with data.split_by: image, to show the inflation")

@@ -14,7 +14,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from stda import BadInput
 from stda.generator_sections import DcganSection, NstSection, PgganSection, WganSection
 from stda.sections import (
+    CHAIN_METHODS,
     GENERATORS,
+    LAYER_METHODS,
     Arm,
     ClassificationSection,
     DataSection,
@@ -127,8 +129,21 @@ class Study(Section):
             raise ValueError(f"data.image_size is {size}; alexnet needs at least 63, or choose another network")
         if network == "vgg8" and weights != "none":
             raise ValueError(f"classification.weights is '{weights}'; vgg8 has no pretrained weights, use none")
+        self._check_methods(network)
         if self.explainability.region_size > size:
             raise ValueError(f"explainability.region_size is {self.explainability.region_size}; images have {size} px")
+
+    def _check_methods(self, network: str) -> None:
+        """Raise for attribution methods that cannot explain the network of the study."""
+        refused = {"resnet18": CHAIN_METHODS, "mobilenet_v2": (*LAYER_METHODS, *CHAIN_METHODS)}.get(network, ())
+        keys = [f"explainability.{key}" for key in ("methods", "attention_methods", "recomputed")]
+        given = [getattr(self.explainability, key.split(".")[1]) for key in keys]
+        wrong = {key: name for key, names in zip(keys, given, strict=True) for name in names if name in refused}
+        if wrong:
+            raise ValueError(
+                f"{' and '.join(wrong)} name '{next(iter(wrong.values()))}', which cannot explain {network}; take "
+                "others, such as integrated_gradients"
+            )
 
     @property
     def generators(self) -> list[str]:

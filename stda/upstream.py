@@ -61,6 +61,13 @@ def mask_reader(data_folder: Path, *, size: int, aspect: str = "square") -> Call
     return data.mask_reader(read_manifest(data_folder)["parameters"], size=size, aspect=aspect)
 
 
+def lesion_masks(data_folder: Path, images: ImageSet) -> np.ndarray | None:
+    """Return the lesion masks of an image set, uint8 ``(N, H, W)``, 0 or 255; None for a source without masks."""
+    if not data.has_masks(read_manifest(data_folder)["parameters"]):
+        return None
+    return mask_reader(data_folder, size=images.size)(list(images.table["image_id"]))
+
+
 def training_judge(data_folder: Path, compute: Compute) -> Callable[[ImageSet, ImageSet], dict[str, float]]:
     """Return what judges a generator while it trains, from held-out real images and synthetic ones.
 

@@ -16,7 +16,7 @@ FIGURES = (
     "class_counts class_sheet grid training_grids loss_curves effects arms recall_heatmap perturbation_curves "
     "attribution_grid confusion copies agreement confidence_curve repeatability ladder reliability told_by_place "
     "prevalence switch_rates evidence_maps spectra faults growth inflation variance_parts two_class "
-    "calibration exchange sweep"
+    "calibration exchange sweep gallery through_arms sanity_curves attention focus neuron"
 )
 
 

@@ -32,6 +32,12 @@ def test_an_arm_needs_its_own_generator_only():
     assert runs.needs(Study(), Job("classification", 0, "oversample")) == [Job("data", 0)]
 
 
+def test_results_wait_for_everything_else_where_the_classifiers_look_too():
+    study = Study()
+    assert runs.needs(study, Job("results")) == runs.jobs(study)[:-1]
+    assert Job("explainability", 1) in runs.needs(study, Job("results"))
+
+
 @pytest.mark.parametrize("job", runs.jobs(Study()))
 def test_keys_and_parameters_of_every_job(job):
     assert Job.parse(job.key) == job

@@ -60,6 +60,12 @@ def write(tmp_path, text, name="mine.yaml"):
         ("classification: {network: alexnet}", "alexnet needs at least 63"),
         ("classification: {weights: cache}", "vgg8 has no pretrained weights"),
         ("explainability: {methods: [gradiant]}", "explainability.methods.0 is 'gradiant'"),
+        ("classification: {network: resnet18}", "explainability.attention_methods and explainability.recomputed name"),
+        (
+            "{classification: {network: mobilenet_v2}, explainability: {methods: [lrp_z], recomputed: [], "
+            "attention_methods: [gradient]}}",
+            "explainability.methods name 'lrp_z', which cannot explain mobilenet_v2",
+        ),
         ("explainability: {region_size: 99}", "explainability.region_size is 99; images have 32 px"),
     ],
 )

@@ -113,6 +113,8 @@ def test_masks_and_aspect_of_the_data_stage(folder):
     ids = images.table["image_id"].tolist()[:3]
     masks = upstream.mask_reader(where, size=24)(ids)
     assert masks.shape == (3, 24, 24)
+    own = upstream.lesion_masks(where, images.select([2, 0]))
+    np.testing.assert_array_equal(own, upstream.mask_reader(where, size=images.size)([ids[2], ids[0]]))
     keep = upstream.picture_reader(where, size=24, aspect="keep")(ids)
     np.testing.assert_array_equal(np.stack(keep), upstream.picture_reader(where, size=24)(ids))
 

@@ -74,7 +74,7 @@ def layered(model: nn.Module) -> nn.Sequential:
         elif isinstance(layer, nn.ReLU):
             layers.append(nn.ReLU())
         elif isinstance(layer, Scale | Parallel):
-            layers.append(layer)
+            layers.append(deepcopy(layer))
         elif isinstance(layer, KEPT):
             _check(layer)
             layers.append(deepcopy(layer).eval())

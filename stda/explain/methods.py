@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from stda import BadInput
 from stda.explain import gradients, lrp, patterns
 from stda.explain.subject import Method, Subject, evaluating
+from stda.images import ImageSet
 
 # one class for all images (index or label), one per image, or None: the class with the largest logit of each image
 Target = None | int | str | Sequence | np.ndarray | Tensor
@@ -62,6 +64,24 @@ def obstacles(model: nn.Module) -> dict[str, str]:
     """Return for every method why it cannot explain this network, in one sentence; empty where it can."""
     subject = Subject(model)
     return {name: subject.obstacle(method) for name, method in METHODS.items()}
+
+
+def described(names: Sequence[str]) -> pd.DataFrame:
+    """Return a row per method: ``method, title, source``, what relevances ``sum to``, whether they are ``signed``."""
+    rows = [(name, METHODS[name]) for name in names]
+    return pd.DataFrame(
+        [(name, m.title, m.source, m.conserves or "nothing", "yes" if m.signed else "no") for name, m in rows],
+        columns=["method", "title", "source", "sums to", "signed"],
+    )
+
+
+def knobs_for(
+    model: nn.Module, names: Sequence[str], train: ImageSet, *, estimator: str = "linear"
+) -> dict[str, dict[str, Any]]:
+    """Return by method the keyword arguments it cannot do without: patterns fitted on the train fold, for most none."""
+    needed = [name for name in names if METHODS[name].fitted]
+    fitted = patterns.fit_patterns(model, train, estimator=estimator) if needed else None
+    return {name: {"patterns": fitted} if name in needed else {} for name in names}
 
 
 def _method(name: str, subject: Subject) -> Method:

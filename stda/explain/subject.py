@@ -44,7 +44,8 @@ class Subject:
     """A network in evaluation mode, in the form that a method needs; made once, used for every batch of images.
 
     ``dtype`` is the precision of the computation (None: that of the model's weights), ``seed`` that of all random
-    numbers.  ``memo`` is for what a method prepares once, such as weights of one sign.
+    numbers.  ``memo`` is for what a method prepares once, such as weights of one sign; a method that goes layer by layer
+    appends the relevances on its way to the list ``seen``, if there is one.
     """
 
     def __init__(self, model: nn.Module, *, dtype: torch.dtype | None = None, seed: int = 0) -> None:
@@ -52,6 +53,7 @@ class Subject:
         self.model, self.dtype, self.device = model, dtype or first.dtype, first.device
         self.noise = rng(seed)
         self.memo: dict[Any, Any] = {}
+        self.seen: list[Tensor] | None = None
 
     @cached_property
     def layers(self) -> nn.Sequential:

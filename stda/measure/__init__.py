@@ -1,6 +1,7 @@
 """Measures: scores, fidelity, realism and labels of synthetic images, copying, repeatability, and the verdict."""
 
 from stda.measure.artefacts import artefact_scores, calibrate_detectors
+from stda.measure.attention import attention_sentence, attention_table
 from stda.measure.bias import association_table, class_prevalence, detect_artefacts, prevalence_table
 from stda.measure.calibration import calibrate, calibration_sentence, calibration_table, top_answers
 from stda.measure.collected import (
@@ -60,6 +61,8 @@ __all__ = [
     "arm_table",
     "artefact_scores",
     "association_table",
+    "attention_sentence",
+    "attention_table",
     "authenticity",
     "best_baseline",
     "border_artefacts",

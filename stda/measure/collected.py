@@ -14,6 +14,11 @@ from stda.runs import Job, Stage, arm_knobs, finished, jobs, option_defaults, re
 from stda.sections import GENERATORS, REAL_ONLY, arm_kind, may_be_baseline
 from stda.study import load
 
+SHARES = {  # tables of notebook 07: their columns of words, and those of numbers
+    "focus": ("arm kind method image_id group label", "inside area gain"),
+    "artefacts": ("arm method artefact image_id group label", "inside before area gain drawn_in"),
+}
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -47,6 +52,8 @@ class Collected:
     updates: pd.DataFrame  # replicate, arm, updates, members
     tuning: pd.DataFrame  # every learning rate that was tried: replicate, arm, learning_rate, val_balanced_accuracy...
     switches: pd.DataFrame  # answers to altered test images: replicate, arm, altered, image_id, group, label, before...
+    focus: pd.DataFrame  # relevance inside the lesion, where there are masks: replicate, arm, kind, method, image_id...
+    artefacts: pd.DataFrame  # relevance on drawn artefacts: replicate, arm, method, artefact, image_id, group, label...
 
 
 def collect(run: Stage, study: str = "") -> Collected:
@@ -91,6 +98,7 @@ def collect(run: Stage, study: str = "") -> Collected:
         updates=pd.DataFrame([_updates(folder, job) for job, folder in folders.items()]),
         tuning=pd.concat([_tuning(folder, job) for job, folder in folders.items()], ignore_index=True),
         switches=pd.concat([_switches(f, job) for job, f in own.items()], ignore_index=True),
+        **_relevance(run, study, [job for job in found if job.stage == "explainability" and job.replicate in first]),
     )
 
 
@@ -165,6 +173,24 @@ def _switches(folder: Path, job: Job) -> pd.DataFrame:
     return _predictions(folder, job, "switches.csv")
 
 
+def _relevance(run: Stage, study: str, explained: list[Job]) -> dict[str, pd.DataFrame]:
+    """Return the tables :data:`SHARES` of the replicates that were explained; without rows where there are none."""
+    folders = {job: run.upstream(job.stage, replicate=job.replicate, study=study) for job in explained}
+    tables = {}
+    for name, (words, numbers) in SHARES.items():
+        types = {"replicate": int, **dict.fromkeys(words.split(), object), **dict.fromkeys(numbers.split(), float)}
+        read = {"dtype": dict.fromkeys(words.split(), str), "keep_default_na": False}
+        read["na_values"] = {column: [""] for column in numbers.split()}
+        parts = [
+            pd.read_csv(folder / f"{name}.csv", **read).assign(replicate=job.replicate)
+            for job, folder in folders.items()
+            if (folder / f"{name}.csv").is_file()
+        ]
+        empty = pd.DataFrame(columns=list(types)).astype(types)
+        tables[name] = pd.concat(parts, ignore_index=True)[list(types)] if parts else empty
+    return tables
+
+
 def _tuning(folder: Path, job: Job) -> pd.DataFrame:
     """Return what an arm tried on the validation fold."""
     if not (folder / "tuning.csv").is_file():
@@ -222,10 +248,13 @@ def _not_run(
     rows += [(f"replicate {r}", "left out of the comparison: some arms are missing") for r in partial]
     rows += [(job.key, "left out: not in the params of this study") for job in left_out]
     if (root / "study.json").is_file():
-        study = load(root / "study.json")
-        # the maps of explainability may still be drawn while the results are computed; the index tells of them
-        expected = [job for job in jobs(study) if job.stage not in ("results", "explainability")]
+        expected = [job for job in jobs(load(root / "study.json")) if job.stage != "results"]
         rows += [(job.key, "planned, not finished") for job in expected if job not in found]
+    else:
+        maps = [Job("explainability", r) for r in sorted({job.replicate for job in found})]
+        rows += [
+            (job.key, "not run: nothing is known of where its classifiers look") for job in maps if job not in found
+        ]
     return pd.DataFrame(rows or [("nothing", "everything that was planned was run")], columns=["what", "why"])
 
 

@@ -1,5 +1,6 @@
 """What a reader sees: figures with alt text, tables, progress, notebooks as HTML, and the index of a study."""
 
+from stda.show.attributions import attribution_grid, gallery, through_arms
 from stda.show.bias import prevalence, switch_rates
 from stda.show.charts import (
     arms,
@@ -8,14 +9,14 @@ from stda.show.charts import (
     effects,
     effects_figure,
     loss_curves,
-    perturbation_curves,
     recall_heatmap,
     reliability,
 )
 from stda.show.copies import copies
 from stda.show.evidence import agreement, confidence_curve, repeatability
 from stda.show.exchange import exchange, sweep
-from stda.show.figures import PALETTE, attribution_grid, figure, grid, mosaic, show
+from stda.show.explained import attention, focus, neuron, perturbation_curves, sanity_curves
+from stda.show.figures import PALETTE, figure, grid, mosaic, show
 from stda.show.leakage import inflation
 from stda.show.progress import progress
 from stda.show.render import render_notebook
@@ -33,6 +34,7 @@ __all__ = [
     "agreement",
     "arms",
     "arms_figure",
+    "attention",
     "attribution_grid",
     "build_index",
     "calibration",
@@ -47,12 +49,15 @@ __all__ = [
     "exchange",
     "faults",
     "figure",
+    "focus",
+    "gallery",
     "grid",
     "growth",
     "inflation",
     "ladder",
     "loss_curves",
     "mosaic",
+    "neuron",
     "perturbation_curves",
     "prevalence",
     "progress",
@@ -60,12 +65,14 @@ __all__ = [
     "reliability",
     "render_notebook",
     "repeatability",
+    "sanity_curves",
     "show",
     "spectra",
     "sweep",
     "switch_rates",
     "table",
     "text",
+    "through_arms",
     "told_by_place",
     "training_grids",
     "two_class",

@@ -318,38 +318,6 @@ def recall_heatmap(recalls: pd.DataFrame, *, alt: str, label: str = "recall", ca
     show(fig, alt=alt, caption=caption)
 
 
-def perturbation_curves(
-    curves: Mapping[str, np.ndarray],
-    *,
-    alt: str,
-    x_label: str = "regions replaced",
-    y_label: str = "score of the target class",
-    caption: str = "",
-) -> None:
-    """Show how the score falls while regions are replaced: name to ``(steps,)``, or ``(images, steps)`` with a band.
-
-    The band is the mean plus and minus one standard error over images.  A curve named ``random`` is the grey reference.
-    """
-    fig, axes = figure(height=3.6)
-    ax = axes[0, 0]
-    i = 0
-    for name, values in curves.items():
-        values = np.atleast_2d(np.asarray(values, dtype=float))
-        mean, steps = values.mean(axis=0), np.arange(values.shape[1])
-        reference = "random" in name
-        shade = GREY if reference else colour(i)
-        ax.plot(steps, mean, color=shade, linestyle=DASHES[1] if reference else "-", label=name.replace("_", " "))
-        if len(values) > 1:
-            error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
-            ax.fill_between(steps, mean - error, mean + error, color=shade, alpha=0.15, linewidth=0)
-        i += not reference
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_xlabel(x_label)
-    ax.set_ylabel(y_label)
-    legend_above(ax, columns=3)
-    show(fig, alt=alt, caption=caption)
-
-
 def reliability(
     confidence: Mapping[str, np.ndarray],
     correct: Mapping[str, np.ndarray],

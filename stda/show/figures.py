@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import io
 import math
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +26,7 @@ GREY = "#5f6368"
 INK = "#1f2328"
 DPI = 110
 WIDTH = 8.0  # inches: the column of the report
+GAP = 6  # pixels between the cells of a mosaic
 SHORTEST_ALT = 20  # characters; less than that cannot say what a figure shows
 
 STYLE = {
@@ -137,63 +140,69 @@ def mosaic(
     row_labels: Sequence[str] | None = None,
     columns: int | None = None,
     zoom: int | None = None,
+    masks: np.ndarray | None = None,
 ) -> Figure:
-    """Draw what :func:`grid` displays; one screen pixel of the figure is one pixel of the enlarged images."""
-    images = _pixels(images)
+    """Draw what :func:`grid` displays; one screen pixel of the figure is one pixel of the enlarged images.
+
+    The edge of ``masks``, uint8 ``(N, H, W)`` with 255 inside, is drawn as a line over each image.
+    """
+    images = checked_pixels(images)
     n, height, width = images.shape[:3]
-    left = max((text_width(str(label)) for label in row_labels or ()), default=-14) + 14
+    left = room_for(row_labels or ())
     columns, zoom = _grid_shape(n, width, WIDTH * DPI - left, columns, zoom)
     rows = math.ceil(n / columns)
-    titles = _lengths("titles", titles, (n, columns))
-    row_labels = _lengths("row_labels", row_labels, (rows,))
+    titles, row_labels = _lengths("titles", titles, (n, columns)), _lengths("row_labels", row_labels, (rows,))
 
     # cells grow with their titles, so that words never run into each other
     each_titled = len(titles) == n and n > columns
-    cell_width = max([width * zoom, *(text_width(t) for t in titles)]) + 6
+    cell_width = max([width * zoom, *(text_width(t) for t in titles)]) + GAP
     line = max((16 * t.count("\n") + 20 for t in titles), default=0)
-    cell_height = height * zoom + 6 + (line if each_titled else 0)
+    cell_height = height * zoom + GAP + (line if each_titled else 0)
     top = 0 if each_titled else line
     canvas = (left + columns * cell_width, top + rows * cell_height)
 
     fig, ax = _pixel_figure(*canvas)
     for i, image in enumerate(images):
         x, y = left + (i % columns) * cell_width, top + (i // columns) * cell_height + (line if each_titled else 0)
-        x += (cell_width - 6 - width * zoom) / 2
-        ax.imshow(_enlarge(image, zoom), extent=(x, x + width * zoom, y + height * zoom, y), interpolation="nearest")
-        if i < len(titles):
-            middle = x + width * zoom / 2
-            ax.text(middle, y - 3, titles[i], fontsize=9, ha="center", va="bottom", linespacing=1.1)
+        x += (cell_width - GAP - width * zoom) / 2
+        _cell(ax, _enlarge(image, zoom), x, y, titles[i] if i < len(titles) else "")
+        if masks is not None:
+            outline(ax, masks[i], x, y, zoom)
         if i % columns == 0 and row_labels:
             ax.text(left - 8, y + height * zoom / 2, row_labels[i // columns], fontsize=9, ha="right", va="center")
-    ax.set_xlim(0, canvas[0])
-    ax.set_ylim(canvas[1], 0)
+    ax.set(xlim=(0, canvas[0]), ylim=(canvas[1], 0))
     return fig
 
 
-def attribution_grid(
-    images: np.ndarray,
-    maps: Mapping[str, np.ndarray],
-    *,
-    alt: str,
-    row_labels: Sequence[str] | None = None,
-    caption: str = "Red speaks for the target class, blue against it; each map has its own symmetric range.",
-    zoom: int | None = None,
-) -> None:
-    """Display one row per image: the image, then its attribution map by each method.
+def _cell(ax: Axes, image: np.ndarray, x: float, y: float, title: str) -> None:
+    """Draw an image whose corner lies at x, y, and its title above it."""
+    height, width = image.shape[:2]
+    ax.imshow(image, extent=(x, x + width, y + height, y), interpolation="nearest")
+    if title:
+        ax.text(x + width / 2, y - 3, title, fontsize=9, ha="center", va="bottom", linespacing=1.1)
 
-    ``images`` uint8 ``(N, H, W, 3)``; ``maps`` name to relevances ``(N, H, W)`` or ``(N, C, H, W)`` (summed over
-    channels), any range: white is zero, full colour the 99.5th percentile of each map's absolute values.
+
+def outline(ax: Axes, mask: np.ndarray, x: float, y: float, zoom: float = 1) -> None:
+    """Draw the edge of a mask ``(H, W)`` (255 inside, 0 outside) whose corner lies at x, y; nothing where it is empty.
+
+    A dark line in a pale one shows on dark and on pale pictures, and no reader needs its colour.
     """
-    columns = [np.asarray(images), *(coloured(np.asarray(values, dtype=np.float64)) for values in maps.values())]
-    for name, column in zip(maps, columns[1:], strict=True):
-        if column.shape != columns[0].shape:
-            raise BadInput(f"The maps of {name!r} have shape {column.shape[:3]}, the images {columns[0].shape[:3]}.")
-    cells = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
-    titles = ["image", *(name.replace("_", "\n") for name in maps)]
-    fig = mosaic(cells, titles=titles, row_labels=row_labels, columns=len(columns), zoom=zoom)
-    show(fig, alt=alt, caption=caption)
+    from matplotlib.patheffects import withStroke
+
+    padded = np.pad(np.asarray(mask, dtype=float), 1)  # a lesion that leaves the picture is closed at its border
+    if padded.max() < 128:
+        return
+    across, down = (zoom * (np.arange(k) - 0.5) for k in padded.shape[::-1])
+    lines = ax.contour(x + across, y + down, padded, levels=[127.5], colors="black", linewidths=0.9, zorder=3)
+    lines.set_path_effects([withStroke(linewidth=2.3, foreground="white", alpha=0.85)])
 
 
+def room_for(row_labels: Sequence[str]) -> int:
+    """Return how many pixels at the left of a mosaic its row labels take."""
+    return max((text_width(str(label)) for label in row_labels), default=-14) + 14
+
+
+@functools.cache
 def text_width(text: str, size: float = 9) -> int:
     """Return the width in pixels of the longest line of a text at a font size in points."""
     from matplotlib.textpath import TextPath
@@ -202,20 +211,27 @@ def text_width(text: str, size: float = 9) -> int:
     return math.ceil(max(points, default=0) * DPI / 72 * 1.03) + 3  # letters drawn on whole pixels run a little wider
 
 
-def coloured(values: np.ndarray, *, together: bool = False) -> np.ndarray:
-    """Colour maps ``(N, H, W)`` or ``(N, C, H, W)`` as uint8 RGB: red for positive, blue for negative, white for zero.
+def wrapped(text: str, width: float, size: float = 9) -> str:
+    """Break the lines of a text so that none is wider than ``width`` pixels; a word that is too long is hyphenated."""
+    lines = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in re.findall(r"[^\s_/-]*[\s_/-]?", paragraph):  # also after hyphen, slash and underscore
+            if line and text_width((line + word).rstrip(), size) > width:
+                lines.append(line.rstrip())
+                line = ""
+            while len(word) > 2 and text_width(word.rstrip(), size) > width:
+                fits = [k for k in range(1, len(word) - 1) if text_width(f"{word[:k]}-", size) <= width]
+                k = max(fits, default=1)
+                lines.append(f"{word[:k]}-")
+                word = word[k:]
+            line += word
+        lines.append(line.rstrip())
+    return "\n".join(lines)
 
-    Full colour is the 99.5th percentile of the absolute values, of each map or, ``together``, of all of them.
-    """
-    import matplotlib
 
-    values = np.nan_to_num(values.sum(axis=1) if values.ndim == 4 else values)
-    largest = np.percentile(np.abs(values), 99.5, axis=None if together else (1, 2), keepdims=True)
-    scaled = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0).clip(-1, 1)
-    return matplotlib.colormaps["RdBu_r"]((scaled + 1) / 2, bytes=True)[..., :3]
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
+def checked_pixels(images: np.ndarray) -> np.ndarray:
+    """Return uint8 images ``(N, H, W, 3)``; raise when they are not, or none."""
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise BadInput(f"A grid takes uint8 images (N, H, W, 3) with N > 0; got {images.dtype} {images.shape}.")
@@ -225,10 +241,10 @@ def _pixels(images: np.ndarray) -> np.ndarray:
 def _grid_shape(n: int, width: int, room: float, columns: int | None, zoom: int | None) -> tuple[int, int]:
     """Choose what was not given: images near 96 px wide, rows near the width of a report."""
     if zoom is None:
-        widest = room / columns - 6 if columns else 96
+        widest = room / columns - GAP if columns else 96
         zoom = max(1, min(round(128 / width), int(widest / width)))
     if columns is None:
-        columns = max(1, min(n, int(room / (width * zoom + 6))))
+        columns = max(1, min(n, int(room / (width * zoom + GAP))))
     return min(columns, n), zoom
 
 

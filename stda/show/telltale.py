@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from stda import BadInput
+from stda.show.attributions import coloured
 from stda.show.charts import DASHES, colour, legend_above
-from stda.show.figures import GREY, coloured, figure, mosaic, show
+from stda.show.figures import GREY, figure, mosaic, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -51,6 +51,21 @@ def finish(job, headline="x", *, repeats=0, study=STUDY, **facts):
     run.finish(headline=headline, **facts)
 
 
+SHARE = {"arm": "wgan", "method": "deep_taylor", "image_id": "01", "group": "007", "label": "NA"}
+
+
+def explain(replicate, *, masks=True, study=STUDY):
+    """Finish notebook 07 by hand: one image with a share, one without positive relevance."""
+    run = runs.begin("explainability", runs.parameters(study, Job("explainability", replicate)))
+    row = {**SHARE, "kind": "synthetic", "inside": 0.5, "area": 0.2, "gain": 0.3, "more": 1}
+    table = pd.DataFrame([row, {**row, "image_id": "02", "inside": np.nan, "gain": np.nan}])
+    if masks:
+        table.to_csv(run.path("focus.csv"), index=False)
+    drawn = table.drop(columns="kind").assign(artefact="hair", before=0.1, drawn_in=table["inside"] - 0.1)
+    drawn.to_csv(run.path("artefacts.csv"), index=False)
+    run.finish(headline="x")
+
+
 def collect():
     return measure.collect(runs.begin("results", runs.parameters(Study(), Job("results"))))
 
@@ -118,6 +133,41 @@ def test_an_arm_without_altered_images_is_run_again():
         collect()
 
 
+def test_where_classifiers_look_is_collected_and_who_was_not_asked_is_said():
+    for r in (0, 1):
+        finish(Job("classification", r, "balanced"))
+    explain(1)
+    run = runs.begin("results", runs.parameters(Study(), Job("results")))
+    found = measure.collect(run)
+    focus = "replicate arm kind method image_id group label inside area gain"
+    assert found.focus.columns.tolist() == focus.split()
+    artefacts = "replicate arm method artefact image_id group label inside before area gain drawn_in"
+    assert found.artefacts.columns.tolist() == artefacts.split()
+    row = found.focus.iloc[0]
+    assert (row["replicate"], row["image_id"], row["group"], row["label"], row["gain"]) == (1, "01", "007", "NA", 0.3)
+    assert found.focus["inside"].isna().tolist() == [False, True]
+    assert found.artefacts["drawn_in"].iloc[0] == pytest.approx(0.4)
+    assert "r1/explainability" in run.inputs
+    missing = found.not_run[found.not_run["what"].str.endswith("explainability")]
+    assert missing["what"].tolist() == ["r0/explainability"]
+    runs.register(Study())
+    missing = collect().not_run
+    assert missing.loc[missing["what"].str.endswith("explainability"), "why"].tolist() == ["planned, not finished"]
+
+
+def test_a_source_without_masks_and_no_maps_at_all_give_empty_tables():
+    finish(Job("classification", 0, "balanced"))
+    found = collect()
+    assert (len(found.focus), len(found.artefacts)) == (0, 0)
+    assert found.focus.columns[0] == found.artefacts.columns[0] == "replicate"
+    for table in (found.focus, found.artefacts):
+        assert measure.attention_table(table, baseline="balanced", synthetic=["wgan"]).empty
+    explain(0, masks=False)
+    found = collect()
+    assert (len(found.focus), len(found.artefacts)) == (0, 2)
+    assert found.focus["gain"].dtype == found.artefacts["gain"].dtype == float
+
+
 def test_left_overs_that_the_registered_params_do_not_plan_stay_out():
     runs.register(Study())
     finish(Job("classification", 0, "balanced"), updates=1)
@@ -151,8 +201,10 @@ def test_replicates_that_share_a_split_are_one_piece_of_evidence():
     for r in range(4):
         finish(Job("data", r), study=shared)
         finish(Job("classification", r, "balanced"))
+        explain(r)
     found = collect()
     assert found.splits == {0: 0, 1: 0, 2: 1, 3: 1}
+    assert found.focus["replicate"].unique().tolist() == [0, 2]
     assert found.predictions["replicate"].unique().tolist() == [0, 2]
     assert found.repeats["replicate"].unique().tolist() == [0, 2]
     assert found.switches["replicate"].unique().tolist() == [0, 2]

@@ -165,15 +165,6 @@ def test_recall_heatmap_writes_every_number(shown):
     assert [t.get_text() for t in shown[0].axes[0].texts] == ["0.10", "0.90", "1.00"]  # a missing value stays blank
 
 
-def test_perturbation_curves_average_over_images(shown):
-    values = np.array([[1.0, 0.5], [0.8, 0.1]])
-    show.perturbation_curves({"deep_taylor": values, "random": np.array([1.0, 0.9])}, alt=ALT)
-    ours, random = shown[0].axes[0].lines
-    np.testing.assert_allclose(ours.get_ydata(), values.mean(axis=0))
-    assert random.get_color() == charts.GREY
-    assert len(shown[0].axes[0].collections) == 1
-
-
 def test_reliability_against_a_plain_count(shown):
     rng = np.random.default_rng(0)
     sure = np.append(rng.random(200), 1.0)

@@ -102,16 +102,52 @@ def test_grid_refuses_what_is_no_image_set():
         figures.mosaic(np.zeros((4, 8, 8, 3), dtype=np.uint8), titles=["a", "b", "c"], columns=2)
 
 
-def test_attribution_colours_are_symmetric_per_map(displayed):
-    values = np.zeros((2, 4, 4))
-    values[0, 0, 0], values[0, 0, 1], values[1, 0, 0] = 1.0, -1.0, 1e-6
-    coloured = figures.coloured(values)
-    red, blue, faint, zero = coloured[0, 0, 0], coloured[0, 0, 1], coloured[1, 0, 0], coloured[0, 3, 3]
-    assert red[0] > red[2]
-    assert blue[2] > blue[0]
-    np.testing.assert_array_equal(red, faint)  # its own range
-    assert zero.min() > 240
-    show.attribution_grid(np.zeros((2, 4, 4, 3), np.uint8), {"gradient": values, "lrp": values[:, None]}, alt=ALT)
-    assert displayed[0][1]["image/png"]["alt"] == ALT
-    with pytest.raises(BadInput, match="'gradient'"):
-        show.attribution_grid(np.zeros((3, 4, 4, 3), np.uint8), {"gradient": values}, alt=ALT)
+def test_words_are_broken_to_a_width_and_nothing_is_lost():
+    text = "squamous cell carcinoma\nwgan-filtered_0.5/dermatofibroma"
+    for width in (50, 80, 120, 1000):
+        lines = figures.wrapped(text, width).split("\n")
+        assert max(map(figures.text_width, lines)) <= width
+        bare = "".join(lines).replace("-", "").replace(" ", "")
+        assert bare == text.replace("-", "").replace(" ", "").replace("\n", "")
+    assert figures.wrapped(text, 1000) == text
+    assert figures.wrapped("squamous cell carcinoma", 80) == "squamous\ncell\ncarcinoma"
+
+
+def lines_of(masks, **how):
+    """The outline of each mask in pixels of its image, from the drawn figure."""
+    pictures = np.full((*masks.shape, 3), 90, np.uint8)
+    fig = figures.mosaic(pictures, masks=masks, **how)
+    return fig, [c.get_paths() for c in fig.axes[0].collections]
+
+
+@pytest.mark.parametrize("zoom", [1, 4])
+def test_outlines_lie_on_the_edge_of_the_mask(zoom):
+    mask = np.zeros((1, 12, 12), np.uint8)
+    mask[0, 3:7, 2:11] = 255
+    _, (paths,) = lines_of(mask, columns=1, zoom=zoom)
+    points = np.concatenate([path.vertices for path in paths]) / zoom
+    np.testing.assert_allclose([points.min(0), points.max(0)], [[2, 3], [11, 7]])
+    straight = (points[:, 1] == 3) & (points[:, 0] > 2.5) & (points[:, 0] < 10.5)
+    assert straight.sum() >= 6  # along the upper edge, not across the lesion
+
+
+def test_a_lesion_that_leaves_the_picture_is_closed_at_its_border_and_an_empty_mask_has_no_outline():
+    masks = np.zeros((3, 8, 8), np.uint8)
+    masks[0] = 255
+    masks[2, :, 4:] = 255
+    _, found = lines_of(masks, columns=3, zoom=2)
+    assert len(found) == 2
+    whole, half = (np.concatenate([path.vertices for path in paths]) for paths in found)
+    np.testing.assert_allclose([whole.min(0), whole.max(0)], [[0, 0], [16, 16]])
+    np.testing.assert_allclose([half.min(0), half.max(0)], [[2 * 22 + 8, 0], [2 * 22 + 16, 16]])
+
+
+def test_outlines_show_on_dark_and_on_white():
+    masks = np.zeros((2, 16, 16), np.uint8)
+    masks[:, 4:12, 4:12] = 255
+    pictures = np.stack([np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)])
+    fig = figures.mosaic(pictures, masks=masks, columns=2, zoom=4)
+    seen = np.asarray(Image.open(io.BytesIO(figures.png(fig))).convert("L")).astype(int)
+    dark, white = seen[16:24, :64], seen[16:24, 70:134]
+    assert dark.max() > 150
+    assert white.min() < 100

@@ -30,13 +30,6 @@ def test_evidence_has_one_scale_for_all_images(monkeypatch):
     assert abs(weak - 255).sum() < abs(strong - 255).sum()
 
 
-def test_colours_of_maps_may_share_a_scale():
-    values = np.stack([np.full((2, 2), 1.0), np.full((2, 2), 2.0)])
-    alone, together = figures.coloured(values), figures.coloured(values, together=True)
-    assert (alone[0] == alone[1]).all()
-    assert not (together[0] == together[1]).all()
-
-
 def test_spectra_have_a_line_per_set_and_real_ones_are_grey():
     rows = {"waves": [1, 2], "ratio": [1.0, 0.1], "low": [0.9, 0.05], "high": [1.1, 0.2]}
     table = pd.concat([pd.DataFrame(rows).assign(set=name) for name in ("real (other half)", "wgan")])

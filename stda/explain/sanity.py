@@ -1,0 +1,214 @@
+"""Parameter randomisation: does a map depend on what the network has learnt?  (Adebayo et al. 2018).
+
+A map that stays as it was after the network has lost all that it learnt shows the image, not what the network sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from stda import BadInput
+from stda.compute import rng
+from stda.explain.layers import KERNELS, Parallel, layered
+from stda.explain.methods import METHODS, Target, attribute, targets_of
+from stda.explain.patterns import fit_patterns
+from stda.images import ImageSet
+
+NONE = "none"  # name of the layer in the rows of the network as it was trained
+COLUMNS = ("method", "layer", "randomised", "image", "spearman", "ssim")
+CLIPPED = 0.99  # quantile of a map that is drawn white, as saliency maps are drawn; larger values are, too
+N_RESAMPLES = 2000
+
+
+def randomisation_table(
+    model: nn.Module,
+    images: Tensor,
+    methods: Sequence[str],
+    *,
+    seed: int,  # of the new weights, and of methods that draw random numbers
+    target: Target = None,
+    train: ImageSet | None = None,  # train fold, for methods with patterns: fitted anew for every set of weights
+    cascading: bool = True,  # from the top down, layer by layer; False: each layer alone
+    knobs: Mapping[str, Mapping[str, Any]] | None = None,  # keyword arguments of a method, by its name
+    batch_size: int = 64,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+) -> pd.DataFrame:
+    """Draw the weights of more and more layers anew and compare each map with that of the trained network.
+
+    ``images`` and ``target`` are those of :func:`stda.explain.attribute`; the class explained stays that of the trained
+    network.  Returns the columns ``method``, ``layer`` (last one drawn anew, "none" first, then from the top), how many
+    are ``randomised``, ``image`` (number), and the similarity of the absolute maps, channels summed first: ``spearman``
+    rank correlation over pixels and ``ssim`` (maps scaled to their 99 % quantile, 8 bits).  Not cascading, every layer
+    is drawn alone, so ``randomised`` is 1.
+
+    A layer is a convolution or dense layer with its BatchNorm; the branches of a fire module or residual block count as
+    one.  New weights and biases are normal around zero with the layer's own root mean square, so activations keep about
+    their size *(reading; the paper draws from the initialiser)*; with shuffled weights more target logits turned
+    negative.  An equal map has similarity 1, also if it is constant; a map that became constant, such as deep Taylor's
+    zero for a logit that is not positive, has 0, for nothing of the old one is left.
+
+    Raises BadInput for networks that are no sequence of layers, unknown methods, and missing ``train``.
+    """
+    _check(images, methods, train)
+    layers = deepcopy(layered(model))  # branches of a model that is in layers already would be its own
+    units = _units(layers)
+    noise, trained = rng(seed), deepcopy(layers.state_dict())
+    redrawn = {name: _redrawn(unit, noise) for name, unit in units.items()}
+    settings = {"target": targets_of(model, images, target), "seed": seed, "batch_size": batch_size}
+
+    before = _maps(layers, images, methods, train, knobs or {}, settings)
+    tables = [_compared(before, before, NONE, 0)]
+    for step, (name, unit) in enumerate(units.items(), start=1):
+        if not cascading:
+            layers.load_state_dict(trained)
+        unit.load_state_dict(redrawn[name])
+        after = _maps(layers, images, methods, train, knobs or {}, settings)
+        tables.append(_compared(before, after, name, step if cascading else 1))
+        if callback:
+            callback({"step": step, "steps": len(units), "layer": name})
+    return pd.concat(tables, ignore_index=True)
+
+
+def sanity_summary(
+    table: pd.DataFrame,
+    *,
+    threshold: float = 0.5,  # rank correlation that a method must fall below
+    confidence: float = 0.95,
+    seed: int = 0,  # of the bootstrap
+) -> pd.DataFrame:
+    """Return how much of its maps each method keeps when the network forgets, and whether it passes.
+
+    ``table`` is that of :func:`randomisation_table`; a column ``arm`` in front is kept.  Columns: ``method``,
+    ``spearman_after`` with its interval ``low`` to ``high`` and ``ssim_after``, when all layers are drawn anew;
+    ``passes``; ``spearman_mean`` with ``mean_low`` and ``mean_high``, over all steps from the first layer drawn anew
+    to the last; ``images``.  Of a table whose layers were drawn alone both are the mean over the layers.  Intervals are
+    of the percentile bootstrap over images; the luck of the one draw of weights is not in them.
+
+    A method passes if both intervals lie below ``threshold`` *(reading: Adebayo et al. look at curves and pictures)*.
+    The second one is for maps that change only when the lowest layers do, such as those of guided backprop: they
+    are blind to all that comes after.  To pass is necessary, not sufficient: maps of fresh noise would.  A single image
+    has no interval, so no method passes with it.
+
+    Raises BadInput for a table without layers drawn anew, and for a threshold or confidence out of range.
+    """
+    if not 0 < threshold <= 1 or not 0 < confidence < 1:
+        raise BadInput(f"threshold is {threshold} and confidence {confidence}; both must be between 0 and 1.")
+    drawn = table[table["randomised"] > 0]
+    if not len(drawn):
+        raise BadInput("The table has no row of a network drawn anew: make it with explain.randomisation_table.")
+    keys = [key for key in ("arm", "method") if key in table]
+    rows = []
+    for names, part in drawn.groupby(keys, sort=False):
+        last = part[part["randomised"] == part["randomised"].max()]
+        after, mean = (some.groupby("image")["spearman"].mean().to_numpy() for some in (last, part))
+        (low, high), (mean_low, mean_high) = (_interval(values, confidence, seed) for values in (after, mean))
+        row = {"spearman_after": after.mean(), "low": low, "high": high, "ssim_after": last["ssim"].mean()}
+        row |= {"passes": high < threshold and mean_high < threshold}
+        row |= {"spearman_mean": mean.mean(), "mean_low": mean_low, "mean_high": mean_high, "images": len(after)}
+        rows.append({**dict(zip(keys, names, strict=True)), **row})
+    return pd.DataFrame(rows)
+
+
+def _check(images: Tensor, methods: Sequence[str], train: ImageSet | None) -> None:
+    """Raise for no images, no methods, unknown ones, and patterns without a train fold."""
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not len(methods):
+        raise BadInput(f"methods is {list(methods)}; give some of {', '.join(METHODS)}.")
+    if not len(images):
+        raise BadInput("The randomisation check needs at least one image.")
+    fitted = [method for method in methods if METHODS[method].fitted]
+    if fitted and train is None:
+        raise BadInput(f"Method '{fitted[0]}' needs train, the train fold, to which its patterns are fitted.")
+
+
+def _units(layers: nn.Sequential) -> dict[str, nn.Module]:
+    """Return the layers with weights by their names, such as "dense 3", "conv 5" or "block 2", top first."""
+    kinds = {nn.Conv2d: "conv", nn.Linear: "dense", Parallel: "block"}
+    counts = dict.fromkeys(kinds.values(), 0)
+    units: dict[str, nn.Module] = {}
+    for layer in layers:
+        if any(isinstance(part, KERNELS) for part in layer.modules()):
+            kind = kinds[type(layer)]
+            counts[kind] += 1
+            units[f"{kind} {counts[kind]}"] = layer
+    return dict(reversed(units.items()))
+
+
+def _redrawn(unit: nn.Module, noise: torch.Generator) -> dict[str, Tensor]:
+    """Return new weights and biases, normal around zero, each tensor with the root mean square of its old one."""
+    drawn = {}
+    for name, old in unit.state_dict().items():
+        new = torch.randn(old.shape, generator=noise).to(old)
+        drawn[name] = new * old.square().mean().sqrt()
+    return drawn
+
+
+def _maps(
+    layers: nn.Sequential,
+    images: Tensor,
+    methods: Sequence[str],
+    train: ImageSet | None,
+    knobs: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """Return the absolute map ``(N, H, W)`` of each method, channels summed."""
+    fitted = {"patterns": fit_patterns(layers, train)} if any(METHODS[method].fitted for method in methods) else {}
+    found = {}
+    for method in methods:
+        own = {**knobs.get(method, {}), **(fitted if METHODS[method].fitted else {})}
+        found[method] = attribute(layers, images, method, **settings, **own).sum(dim=1).abs().numpy()
+    return found
+
+
+def _compared(before: dict[str, np.ndarray], after: dict[str, np.ndarray], layer: str, randomised: int) -> pd.DataFrame:
+    """Return the rows of one state of the network."""
+    from stda.measure.similarity import ssim
+
+    tables = []
+    for method, old in before.items():
+        new = after[method]
+        equal = (old == new).all(axis=(1, 2))
+        constant = _constant(old) | _constant(new)
+        values = {"spearman": _rank_correlation(old, new), "ssim": ssim(_drawn(old), _drawn(new), dtype="float32")}
+        rows = {"method": method, "layer": layer, "randomised": randomised, "image": np.arange(len(old))}
+        rows |= {key: np.where(equal, 1.0, np.where(constant, 0.0, value)) for key, value in values.items()}
+        tables.append(pd.DataFrame(rows, columns=COLUMNS))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _constant(maps: np.ndarray) -> np.ndarray:
+    return maps.max(axis=(1, 2)) == maps.min(axis=(1, 2))
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return Spearman's rank correlation over the pixels of each pair of maps, equal values with their mean rank."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(maps.reshape(len(maps), -1), axis=1) for maps in (a, b))
+    a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (a, b))
+    spread = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    return (a * b).sum(axis=1) / np.where(spread > 0, spread, 1.0)
+
+
+def _drawn(maps: np.ndarray) -> np.ndarray:
+    """Return absolute maps as grey pictures, uint8 ``(N, H, W, 1)``; the quantile :data:`CLIPPED` becomes white."""
+    white = np.quantile(maps, CLIPPED, axis=(1, 2), keepdims=True)
+    white = np.where(white > 0, white, maps.max(axis=(1, 2), keepdims=True))  # fewer pixels than 1 % have any relevance
+    shares = np.divide(maps, white, out=np.zeros_like(maps, dtype=np.float64), where=white > 0)
+    return np.round(255 * shares.clip(max=1)).astype(np.uint8)[..., None]
+
+
+def _interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean, nan for a single value."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    chosen = np.random.default_rng(seed).integers(len(values), size=(N_RESAMPLES, len(values)))
+    low, high = np.quantile(values[chosen].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

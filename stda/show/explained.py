@@ -1,0 +1,414 @@
+"""Charts of what attribution maps are worth and of where classifiers look; the maps are in attributions.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stda import BadInput
+from stda.show.charts import DASHES, arm_axis, colour
+from stda.show.figures import DPI, GREY, INK, WIDTH, figure, show, wrapped
+from stda.show.tables import text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALE = "#c9ced4"
+FOR, AGAINST = "#b2182b", "#2166ac"  # the red and blue of the maps
+REFERENCES = {  # orders that a map must beat
+    "random": {"color": GREY, "linestyle": DASHES[1]},
+    "input magnitude": {"color": INK, "linestyle": DASHES[2]},
+}
+MEASURES = {"spearman": "rank correlation with the map before", "ssim": "structural similarity to the map before"}
+ARMS = 7  # arms that one chart tells apart
+ALIKE = 1e-3  # probability: mean curves that differ by less are one line
+ANSWERS = {
+    "more": {"color": "#007a5a", "marker": "^"},
+    "less": {"color": "#b84a00", "marker": "v"},
+    "equivalent": {"color": "#0072B2", "marker": "s"},
+    "no difference seen": {"color": GREY, "marker": "o", "markerfacecolor": "white"},
+    "undecided": {"color": GREY, "marker": "D", "markerfacecolor": "white"},
+}
+
+
+def perturbation_curves(
+    curves: pd.DataFrame,
+    *,
+    alt: str,
+    titles: Mapping[str, str] | None = None,
+    best: int = 4,
+    caption: str = "",
+) -> None:
+    """Show how the probability falls while regions are replaced, most relevant first: a panel per replacement.
+
+    ``curves`` is that of explain.perturbation_curves for one arm: ``method, replace, ranking, order, image, regions,
+    probability``.  The mean over images and random orders is drawn.  Methods whose ranking is recomputed have colours,
+    and so have the ``best`` others beside them, by the area over the curve in the panels that all methods have; the
+    first has the broadest line, so that close curves are all seen.  Methods with the same curves (to :data:`ALIKE`)
+    count once, under the name of the first.  At most seven have colours; random and input-magnitude orders are the
+    references, all others pale.  The first and random have a band of plus and minus one standard error over images.
+    ``titles`` are names for the legend.  Raises BadInput for several arms.
+    """
+    show(perturbation_curves_figure(curves, titles=titles, best=best), alt=alt, caption=caption)
+
+
+def perturbation_curves_figure(
+    curves: pd.DataFrame, *, titles: Mapping[str, str] | None = None, best: int = 4
+) -> Figure:
+    """Draw what :func:`perturbation_curves` shows."""
+    keys = ["replace", "ranking"]
+    _require(curves, ["method", *keys, "image", "regions", "probability"])
+    if "arm" in curves and curves["arm"].nunique() > 1:
+        raise BadInput(f"The curves are of {curves['arm'].nunique()} arms: draw one figure for each of them.")
+    means = curves.groupby([*keys, "method", "image", "regions"], sort=False)["probability"].mean().unstack("regions")
+    panels = list(dict.fromkeys(zip(curves["replace"], curves["ranking"], strict=True)))
+    alike = _coloured(curves, best)
+    chosen, tried = list(alike), set(curves["method"]) - set(REFERENCES)
+    names = {name: _titled(name, titles) for name in (*REFERENCES, *tried)}
+    names |= {name: f"{names[name]} (and {n} alike)" for name, n in alike.items() if n}
+    looks = dict(REFERENCES)
+    for i, name in enumerate(chosen):
+        looks[name] = {"color": colour(i), "linewidth": 1.4 + 0.5 * (len(chosen) - 1 - i), "zorder": 3 + 0.1 * i}
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    fig, axes = figure(-(-len(panels) // columns), columns, height=0.9 + 2.5 * -(-len(panels) // columns))
+    for ax, key in _panels(axes, panels):
+        for name, values in _with_references(means, *key).items():
+            _curve(ax, values, looks.get(name), names[name], band=name in ("random", *chosen[:1]))
+        ax.set_title(f"{key[0]}, {key[1]} ranking" if curves["ranking"].nunique() > 1 else key[0], loc="left")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    highest = max(ax.get_ylim()[1] for ax in axes.flat)
+    for ax in axes.flat:
+        ax.set_ylim(0, highest)
+    others = len(tried) - len(chosen) - sum(alike.values())
+    if others:
+        axes[0, 0].plot([], [], color=PALE, label=f"other methods ({others})")
+    fig.supxlabel("regions replaced", fontsize=10)
+    fig.supylabel("class probability", fontsize=10)
+    _legend(fig, order=[names[name] for name in (*chosen, *REFERENCES)])
+    return fig
+
+
+def _coloured(curves: pd.DataFrame, best: int) -> dict[str, int]:
+    """Return the methods to colour, largest area over the curve first, and how many others each stands for.
+
+    A method whose ranking is recomputed while that of others is not stands for itself and comes on top of ``best``.
+    """
+    keys = ["replace", "ranking", "regions"]
+    table = curves.groupby([*keys, "method"])["probability"].mean().unstack("method")
+    table = table.drop(columns=list(REFERENCES), errors="ignore")
+    common = table.dropna()
+    level = common.mean()  # all curves start at the same value: the lower, the larger the area above
+    extra = table.notna().sum() > len(common)
+    names = sorted(table, key=lambda name: (not extra[name], level[name]))
+    alike: dict[str, int] = {}
+    for name in names:
+        same = [known for known in alike if (table[known] - table[name]).abs().max() < ALIKE]
+        if same:
+            alike[same[0]] += 1
+        else:
+            alike[name] = 0
+    chosen = list(alike)[: min(int(extra[list(alike)].sum()) + best, ARMS)]
+    return {name: alike[name] for name in sorted(chosen, key=level.get)}
+
+
+def _with_references(means: pd.DataFrame, replace: str, ranking: str) -> dict[str, np.ndarray]:
+    """Return the curves ``(images, steps)`` of a panel by method; a reference is never recomputed, so it is in both."""
+    found = means.loc[replace]
+    curves = {name: rows.to_numpy() for name, rows in found.loc[ranking].groupby("method", sort=False)}
+    for name in set(REFERENCES) - set(curves):
+        rows = found[found.index.get_level_values("method") == name]
+        if len(rows):
+            curves[name] = rows.to_numpy()
+    return curves
+
+
+def _curve(ax: Axes, values: np.ndarray, look: dict | None, name: str, *, band: bool) -> None:
+    """Draw the mean of curves ``(images, steps)``, pale without a look; the band is its standard error over images."""
+    mean, steps = values.mean(axis=0), np.arange(values.shape[1])
+    if look is None:
+        ax.plot(steps, mean, color=PALE, linewidth=0.9, zorder=1)
+        return
+    ax.plot(steps, mean, label=name, **{"zorder": 3} | look)
+    if band and len(values) > 1:
+        error = values.std(axis=0, ddof=1) / math.sqrt(len(values))
+        ax.fill_between(steps, mean - error, mean + error, color=look["color"], alpha=0.15, linewidth=0, zorder=2)
+
+
+def sanity_curves(
+    table: pd.DataFrame,
+    *,
+    alt: str,
+    titles: Mapping[str, str] | None = None,
+    measure: str = "spearman",
+    caption: str = "",
+) -> None:
+    """Show how alike a map stays while the network is randomised from the top: a panel per method.
+
+    ``table`` is that of explain.randomisation_table: ``method, layer, randomised, image`` and the column ``measure``;
+    layers drawn alone, not one after the other, are drawn by their place from the top.  Each line is the mean over
+    images of an arm (at most seven), the lines of the other methods are pale in every panel.  A map that stays near 1
+    does not depend on what the network has learned.
+    """
+    show(sanity_curves_figure(table, titles=titles, measure=measure), alt=alt, caption=caption)
+
+
+def sanity_curves_figure(
+    table: pd.DataFrame, *, titles: Mapping[str, str] | None = None, measure: str = "spearman"
+) -> Figure:
+    """Draw what :func:`sanity_curves` shows."""
+    _require(table, ["method", "layer", "randomised", measure])
+    alone = table["randomised"].nunique() < table["layer"].nunique()
+    table = table if "arm" in table else table.assign(arm="")
+    table = table.assign(step=pd.factorize(table["layer"])[0])
+    arms = _few(table)
+    means = table.groupby(["method", "arm", "step"], sort=False)[measure].mean().unstack("step")
+    means = means.sort_index(axis=1)
+    methods = list(dict.fromkeys(table["method"]))
+    columns = min(4, len(methods))
+    rows = -(-len(methods) // columns)
+    fig, axes = figure(rows, columns, height=0.8 + 1.35 * rows + (0.9 if rows == 1 else 0))
+    lowest = min(-0.1, float(means.min().min()) - 0.05)
+    for ax, method in _panels(axes, methods):
+        ax.plot(means.columns, means.to_numpy().T, color=PALE, linewidth=0.6, zorder=1)
+        ax.axhline(0, color=INK, linewidth=0.8, zorder=2)
+        for i, arm in enumerate(arms):
+            if (method, arm) in means.index:
+                look = {"color": colour(i), "linestyle": DASHES[i % len(DASHES)], "linewidth": 2, "zorder": 3}
+                ax.plot(means.columns, means.loc[(method, arm)], label=arm, **look)
+        ax.set_title(wrapped(_titled(method, titles), WIDTH * DPI / columns - 50, 9.5), fontsize=9.5, loc="left")
+        ax.set_ylim(lowest, 1.05)
+        ax.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+        place = methods.index(method)
+        ax.tick_params(labelbottom=place + columns >= len(methods), labelleft=place % columns == 0)
+    words = "layer randomised alone, counted from the top" if alone else "layers randomised, from the top"
+    fig.supxlabel(words, fontsize=10)
+    fig.supylabel(MEASURES.get(measure, measure), fontsize=10)
+    if len(arms) > 1:
+        _legend(fig)
+    return fig
+
+
+def attention(
+    table: pd.DataFrame,
+    *,
+    alt: str,
+    titles: Mapping[str, str] | None = None,
+    caption: str = "",
+) -> None:
+    """Show by how much more or less each arm looks at the lesion and at artefacts: rows arms, a panel per object.
+
+    ``table`` is that of measure.attention_table: ``arm, against, what, method, difference, low, high, answer``;
+    differences are of shares of positive relevance.  With several methods each arm has a row for each.  An arm that was
+    not compared is left out; without any row a sentence says so.  Raises BadInput for an unknown answer.
+    """
+    if not len(table) or not np.isfinite(table["difference"]).any():
+        text("No arm was compared with another, so there is no difference in attention to draw.")
+        return
+    show(attention_figure(table, titles=titles), alt=alt, caption=caption)
+
+
+def attention_figure(table: pd.DataFrame, *, titles: Mapping[str, str] | None = None) -> Figure:
+    """Draw what :func:`attention` shows."""
+    _require(table, ["arm", "against", "what", "method", "difference", "low", "high", "answer"])
+    table = table[np.isfinite(table["difference"])]
+    unknown = sorted(set(table["answer"]) - set(ANSWERS))
+    if unknown or not len(table):
+        raise BadInput(f"There are {len(table)} finite differences; answers are {', '.join(ANSWERS)}, not {unknown}.")
+    several = table["method"].nunique() > 1
+    keys = list(dict.fromkeys(zip(table["arm"], table["method"], strict=True)))
+    names = [f"{arm}, {_titled(method, titles)}" if several else arm for arm, method in keys]
+    objects = list(dict.fromkeys(table["what"]))
+    low, high = table[["difference", "low"]].min().min(), table[["difference", "high"]].max().max()
+    low, high = min(low, -0.01), max(high, 0.01)  # one scale for all panels, zero in it
+    fig, axes = figure(1, len(objects), height=1.5 + 0.3 * len(names))
+    for ax, what in zip(axes[0], objects, strict=True):
+        ax.axvline(0, color=INK, linewidth=1)
+        for row in table[table["what"] == what].to_dict("records"):
+            y = keys.index((row["arm"], row["method"]))
+            look = ANSWERS[row["answer"]]
+            ax.plot([row["low"], row["high"]], [y, y], color=look["color"], linewidth=2.2, solid_capstyle="butt")
+            ax.plot(row["difference"], y, linestyle="", markersize=7, zorder=4, **look)
+        arm_axis(ax, names if ax is axes[0, 0] else [""] * len(names))
+        ax.locator_params(axis="x", nbins=3 if len(objects) > 2 else 5)
+        ax.set_title(what, loc="left")
+        ax.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    for word, look in ANSWERS.items():
+        if word in set(table["answer"]):
+            axes[0, 0].plot([], [], linestyle="", label=word, **look)
+    against = " / ".join(dict.fromkeys(table["against"].astype(str)))
+    fig.supxlabel(f"difference in the share of positive relevance, to '{against}'", fontsize=10)
+    _legend(fig)
+    return fig
+
+
+def focus(
+    table: pd.DataFrame,
+    *,
+    alt: str,
+    titles: Mapping[str, str] | None = None,
+    caption: str = "",
+) -> None:
+    """Show the share of positive relevance inside the lesion against the share of the area, a row per method.
+
+    ``table`` is that of explain.focus_table: ``method, group, inside, area``, and ``arm`` (at most seven).  A dot is
+    the mean over images whose map has positive relevance, its line the 95% interval (t, lesions as the unit; one lesion
+    has none); the dashed line is the mean area share, which a map that knows nothing of the lesion reaches.  The number
+    is the mean over arms, the method with the largest is on top.  Raises BadInput without any share.
+    """
+    show(focus_figure(table, titles=titles), alt=alt, caption=caption)
+
+
+def focus_figure(table: pd.DataFrame, *, titles: Mapping[str, str] | None = None) -> Figure:
+    """Draw what :func:`focus` shows."""
+    _require(table, ["method", "group", "inside", "area"])
+    table = table if "arm" in table else table.assign(arm="")
+    table = table[np.isfinite(table["inside"]) & np.isfinite(table["area"])]
+    if not len(table):
+        raise BadInput("No map has positive relevance, so there is no share inside the lesion to draw.")
+    arms = _few(table)
+    order = table.groupby("method")["inside"].mean().sort_values(ascending=False, kind="stable").index
+    fig, axes = figure(height=1.3 + (0.16 + 0.13 * len(arms)) * len(order))
+    ax = axes[0, 0]
+    area = float(table["area"].mean())
+    ax.axvline(area, color=INK, linestyle=DASHES[1], linewidth=1.2, label=f"share of the area ({area:.2f})")
+    for i, arm in enumerate(arms):
+        for y, method in enumerate(order):
+            rows = table[(table["method"] == method) & (table["arm"] == arm)]
+            if not len(rows):
+                continue
+            mean, low, high = mean_interval(rows["inside"].to_numpy(), rows["group"].to_numpy())
+            at = y + (i - (len(arms) - 1) / 2) * 0.6 / len(arms)
+            ax.plot([max(low, 0), min(high, 1)], [at, at], color=colour(i), linewidth=2.2, solid_capstyle="butt")
+            ax.plot(mean, at, "os^vDPX"[i], color=colour(i), markersize=6, zorder=3)
+        if len(arms) > 1:
+            ax.plot([], [], "os^vDPX"[i], color=colour(i), label=arm)
+    for y, method in enumerate(order):
+        mean = table.loc[table["method"] == method, "inside"].mean()
+        ax.text(1.02, y, f"{mean:.2f}", transform=ax.get_yaxis_transform(), va="center", fontsize=9.5)
+    arm_axis(ax, [_titled(method, titles) for method in order])
+    ax.set_xlabel("share of positive relevance inside the lesion")
+    _legend(fig)
+    return fig
+
+
+def mean_interval(values: np.ndarray, groups: Sequence | np.ndarray) -> tuple[float, float, float]:
+    """Return the mean of ``(N,)`` values and its 95% interval, groups as the unit (NaN bounds with one group).
+
+    The standard error of a ratio of group sums to group sizes (Cochran 1977, eq. 6.13 with squared sizes), with
+    Student's t of groups - 1 degrees of freedom; with one value per group that of the textbook mean.
+    """
+    from scipy.stats import t
+
+    _, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    mean, n = float(values.mean()), int(member.max()) + 1
+    if n == 1:
+        return mean, math.nan, math.nan
+    off = np.bincount(member, values - mean)
+    half = float(t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1) * np.square(off).sum()) / len(values))
+    return mean, mean - half, mean + half
+
+
+def neuron(
+    contributions: np.ndarray,
+    relevances: Mapping[str, np.ndarray],
+    *,
+    alt: str,
+    labels: Sequence[str] | None = None,
+    top: int = 8,
+    caption: str = "",
+) -> None:
+    """Show one neuron: what each input contributes to its sum, and the relevance that each rule gives back to it.
+
+    ``contributions`` ``(k,)`` are x_i w_i; ``relevances`` title of a rule to ``(k,)``; ``labels`` k names of the inputs
+    (default: 1 ... k).  The ``top`` largest contributions by size have a row each, all others are summed in one.
+    Every panel has its own scale and states its sum.  Red is positive, blue negative, as in the maps.
+    """
+    show(neuron_figure(contributions, relevances, labels=labels, top=top), alt=alt, caption=caption)
+
+
+def neuron_figure(
+    contributions: np.ndarray,
+    relevances: Mapping[str, np.ndarray],
+    *,
+    labels: Sequence[str] | None = None,
+    top: int = 8,
+) -> Figure:
+    """Draw what :func:`neuron` shows."""
+    panels = {"input × weight": contributions, **relevances}
+    panels = {name: np.asarray(values, dtype=float) for name, values in panels.items()}
+    k = len(panels["input × weight"])
+    wrong = [n for n, values in panels.items() if values.shape != (k,) or not np.isfinite(values).all()]
+    if wrong or not k or not relevances or top < 1 or (labels is not None and len(labels) != k):
+        raise BadInput(f"A neuron of {k} inputs needs finite values (k,), k labels and top >= 1; wrong: {wrong}.")
+    order = np.argsort(-np.abs(panels["input × weight"]), kind="stable")
+    shown, rest = (order, []) if k <= top + 1 else (order[:top], order[top:])
+    names = [str(labels[i]) if labels is not None else str(i + 1) for i in shown]
+    names += [f"{len(rest)} others"] if len(rest) else []
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    fig, axes = figure(rows, columns, height=rows * (0.8 + 0.27 * len(names)))
+    for ax, name in _panels(axes, list(panels)):
+        values = [*panels[name][shown], *([panels[name][rest].sum()] if len(rest) else [])]
+        _bars(ax, np.asarray(values))
+        arm_axis(ax, names if ax in axes[:, 0] else [""] * len(names))
+        words = f"{name}\nsum {_number(panels[name].sum(), 3)}"
+        ax.set_title(wrapped(words, WIDTH * DPI / columns - 50, 10), fontsize=10, loc="left")
+    return fig
+
+
+def _bars(ax: Axes, values: np.ndarray) -> None:
+    """Draw values as bars from zero with their numbers at the ends, and leave room for these."""
+    bars = ax.barh(range(len(values)), values, 0.7, color=[AGAINST if v < 0 else FOR for v in values])
+    ax.bar_label(bars, labels=[_number(v, 2) for v in values], padding=2, fontsize=9)
+    ax.axvline(0, color=INK, linewidth=1)
+    low, high = min(values.min(), 0.0), max(values.max(), 0.0)
+    room = 0.5 * ((high - low) or 1.0)
+    ax.set_xlim(low - (room if low < 0 else 0.1 * room), high + (room if values.max() >= 0 else 0.1 * room))
+    ax.locator_params(axis="x", nbins=3)
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value + 0.0:.{digits}g}".replace("-", "\N{MINUS SIGN}")  # a negative zero is a zero
+
+
+def _require(table: pd.DataFrame, columns: list[str]) -> None:
+    missing = [column for column in columns if column not in table]
+    if missing or not len(table):
+        raise BadInput(f"The table has {len(table)} rows and no column {missing}; it has {list(table.columns)}.")
+
+
+def _few(table: pd.DataFrame) -> list[str]:
+    """Return the arms of a table; raise where they are more than a chart tells apart."""
+    arms = list(dict.fromkeys(table["arm"]))
+    if len(arms) > ARMS:
+        raise BadInput(f"The table has {len(arms)} arms, a chart tells {ARMS} apart: choose some of them.")
+    return arms
+
+
+def _panels(axes: np.ndarray, keys: list) -> Iterator[tuple[Axes, object]]:
+    """Yield an axis for every key and switch off those that are left over."""
+    flat = list(axes.flat)
+    for ax in flat[len(keys) :]:
+        ax.set_axis_off()
+    yield from zip(flat, keys, strict=False)
+
+
+def _titled(name: str, titles: Mapping[str, str] | None) -> str:
+    return (titles or {}).get(name, name.replace("_", " "))
+
+
+def _legend(fig: Figure, *, order: Sequence[str] = ()) -> None:
+    """Put one legend for all panels above them; names in ``order`` come first."""
+    found = {}
+    for ax in fig.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    labels = sorted(found, key=lambda label: order.index(label) if label in order else len(order))
+    fig.legend(
+        [found[label] for label in labels], labels, loc="outside upper left", ncols=3, frameon=False, fontsize=9.5
+    )
