@@ -114,7 +114,8 @@ def walk(steps: list[Step], passed: Trace, relevance: Tensor, *, seen: list[Tens
         if step.branches:
             relevance = _through_branches(step, passed.inner[i], outputs[i], relevance)
         elif step.rule is not None:
-            relevance = step.rule(step.linear, x, outputs[i], relevance)
+            # values of a forward pass may be finer than the relevance is
+            relevance = step.rule(step.linear, x.to(relevance.dtype), outputs[i].to(relevance.dtype), relevance)
         elif isinstance(step.layer, nn.MaxPool2d):
             relevance = rules.max_pool(step.layer, x, relevance)
         elif isinstance(step.layer, nn.Flatten):
@@ -130,6 +131,7 @@ def _through_branches(step: Step, inner: list[Trace], out: Tensor, relevance: Te
     if step.layer.join == CONCATENATE:
         parts = relevance.split([values.shape[1] for values in given], dim=1)
     else:
-        parts = step.rule(step.linear, torch.stack(given), out, relevance)
+        stacked = torch.stack(given).to(relevance.dtype)
+        parts = step.rule(step.linear, stacked, out.to(relevance.dtype), relevance)
     ways = zip(step.branches, inner, parts, strict=True)
     return sum(walk(steps, branch, part) for steps, branch, part in ways)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stda.explain.composites import Composite, plan, walk
-from stda.explain.layers import trace
+from stda.explain.layers import Trace, trace
 from stda.explain.rules import AlphaBeta, Bounded, ByWeight, Epsilon, alike, squared
 from stda.explain.subject import CHAIN, LAYERS, LOGIT, NOTHING, Method, Subject
 
@@ -32,10 +32,21 @@ def _explain(subject: Subject, x: Tensor, target: Tensor, composite: Composite, 
     """Send the target logit (or its part above zero) back by the rules of a composite."""
     if composite not in subject.memo:
         subject.memo[composite] = plan(subject.layers, composite)
-    passed = trace(subject.layers, x)
+    passed = _forward(subject, x)
     start = passed.output.gather(1, target[:, None])
     start = torch.zeros_like(passed.output).scatter_(1, target[:, None], start.clamp(min=0) if above_zero else start)
     return walk(subject.memo[composite], passed, start, seen=subject.seen)
+
+
+def _forward(subject: Subject, x: Tensor) -> Trace:
+    """Run the layers, the first ones in float32 where the winners of max-pooling need it (:attr:`Subject.front`)."""
+    n = len(subject.front)
+    if not n:
+        return trace(subject.layers, x)
+    begin = trace(subject.front, x.float())
+    rest = trace(subject.layers[n:], begin.output.to(x.dtype))
+    inner = begin.inner | {n + i: branches for i, branches in rest.inner.items()}
+    return Trace([*begin.inputs, *rest.inputs], rest.output, inner)
 
 
 def lrp_z(subject: Subject, x: Tensor, target: Tensor) -> Tensor:
@@ -177,8 +188,8 @@ METHODS = {
     "lrp_z_plus": _lrp(lrp_z_plus, "LRP-z+", MONTAVON, LOGIT),
     "lrp_preset_a": _lrp(lrp_preset_a, "LRP preset A", PRESETS),
     "lrp_preset_b": _lrp(lrp_preset_b, "LRP preset B", PRESETS),
-    "lrp_preset_a_flat": _lrp(lrp_preset_a_flat, "LRP preset A, flat", PRESETS),
-    "lrp_preset_b_flat": _lrp(lrp_preset_b_flat, "LRP preset B, flat", PRESETS),
+    "lrp_preset_a_flat": _lrp(lrp_preset_a_flat, "LRP preset A (flat)", PRESETS),
+    "lrp_preset_b_flat": _lrp(lrp_preset_b_flat, "LRP preset B (flat)", PRESETS),
     "deep_taylor": _deep_taylor(deep_taylor, "deep Taylor"),
-    "deep_taylor_bounded": _deep_taylor(deep_taylor_bounded, "deep Taylor, bounded"),
+    "deep_taylor_bounded": _deep_taylor(deep_taylor_bounded, "deep Taylor (bounded)"),
 }

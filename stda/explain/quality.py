@@ -164,7 +164,7 @@ def method_table(
     *,
     aopc: pd.DataFrame | None = None,  # aopc_table
     conservation: pd.DataFrame | None = None,  # conservation_table
-    sanity: pd.DataFrame | None = None,  # randomisation_table
+    sanity: pd.DataFrame | None = None,  # sanity_summary
     focus: pd.DataFrame | None = None,  # focus_table
     stability: pd.DataFrame | None = None,  # stability_table
     replace: str = "",  # which replacement of the AOPC table; "": its first
@@ -174,14 +174,18 @@ def method_table(
     """Return one row per method (and arm, where the tables have that column) with its result in every test.
 
     ``over_random`` and ``over_input`` are AOPC gains of the fixed ranking with their intervals; ``promises`` and
-    ``conservation_error`` (median over images) say whether the maps add up; ``randomised`` is the mean rank
-    correlation of the maps with those of the fully randomised network, where a map that reads the network has about 0;
-    ``lesion_gain`` is the mean share of positive relevance in the lesion minus the lesion's share of the area;
-    ``stability`` the mean similarity under noise, over all its levels, and ``flipped`` the share of noisy pictures
-    that the network itself gave another class.  ``_low`` and ``_high`` are bootstrap intervals
-    over lesions where the table names them in a column ``group``, else over images; nan with only one of them.  A test
-    that was not run, as a table or for a method, leaves nan.  Rows are sorted by ``over_random`` within the arm.
-    Raises BadInput when there is no table, or when only some have a column ``arm``.
+    ``conservation_error`` (median over images, nan without a promise) say whether the maps add up; ``randomised`` is
+    the rank correlation of the maps with those of the fully randomised network, where a map that reads the network has
+    about 0, ``cascade`` its mean over all steps on the way, and ``passes`` (missing where the test was not run) says
+    whether both are low enough for :func:`sanity_summary`; ``lesion_gain`` is the mean share of positive relevance in
+    the lesion minus the lesion's share of the area; ``stability`` the mean similarity under noise, over all its levels,
+    and ``flipped`` the share of noisy pictures that the network itself gave another class.  ``_low`` and ``_high`` are
+    bootstrap intervals over lesions where the table names them in a column ``group``, else over images; nan with only
+    one of them.  A test that was not run, as a table or for a method, leaves nan.  Rows are sorted by ``over_random``
+    within the arm.
+
+    Raises BadInput when there is no table, when only some have a column ``arm``, and for a ``sanity`` that is no
+    summary.
     """
     given = [table for table in (aopc, conservation, sanity, focus, stability) if table is not None and len(table)]
     by = ["arm", "method"] if any("arm" in table for table in given) else ["method"]
@@ -191,7 +195,7 @@ def method_table(
     columns = [
         _perturbed(aopc, by, replace),
         _promised(conservation, by),
-        _means(_randomised(sanity, by), "spearman", "randomised", **how),
+        _randomised(sanity, by),
         _means(focus, "gain", "lesion_gain", **how),
         _means(stability, "similarity", "stability", **how),
         _means(stability, "flipped", "flipped", **how)[[*by, "flipped"]],
@@ -220,18 +224,23 @@ def _perturbed(aopc: pd.DataFrame | None, by: list[str], replace: str) -> pd.Dat
 
 
 def _promised(conservation: pd.DataFrame | None, by: list[str]) -> pd.DataFrame:
-    """Return promise and median error by method."""
+    """Return promise and median error by method, the error only where there is a promise."""
     if conservation is None or not len(conservation):
         return _empty(by, ["promises", "conservation_error"])
     grouped = conservation.groupby(by, sort=False)
-    return grouped.agg(promises=("promises", "first"), conservation_error=("error", "median")).reset_index()
+    found = grouped.agg(promises=("promises", "first"), conservation_error=("error", "median")).reset_index()
+    kept = found["conservation_error"].where(found["promises"].isin([LOGIT, DIFFERENCE]))  # from a file "" is nan
+    return found.assign(conservation_error=kept)
 
 
-def _randomised(sanity: pd.DataFrame | None, by: list[str]) -> pd.DataFrame | None:
-    """Return the rows of the fully randomised network, of each arm and method."""
+def _randomised(sanity: pd.DataFrame | None, by: list[str]) -> pd.DataFrame:
+    """Return the result of the randomisation check by method."""
+    names = {"spearman_after": "randomised", "spearman_mean": "cascade", "passes": "passes"}
     if sanity is None or not len(sanity):
-        return None
-    return sanity[sanity["randomised"] == sanity.groupby(by)["randomised"].transform("max")]
+        return _empty(by, list(names.values())).astype({"passes": "boolean"})
+    if not set(names) <= set(sanity):
+        raise BadInput("sanity is not a table of explain.sanity_summary: give it that of randomisation_table first.")
+    return sanity[[*by, *names]].rename(columns=names).astype({"passes": "boolean"})
 
 
 def _means(
@@ -257,37 +266,36 @@ def _empty(by: list[str], columns: list[str]) -> pd.DataFrame:
 def method_sentence(
     table: pd.DataFrame,
     *,
-    sanity_threshold: float = 0.5,  # rank correlation with maps of a random network: the interval must lie below it
     conservation_tolerance: float = 0.01,  # median relative error above which a promise is broken
 ) -> str:
     """Say in plain sentences what :func:`method_table` shows, a paragraph per arm.
 
     A method is better than a reference order when the interval of its gain lies above zero, worse when it lies below;
-    it passes the sanity check when the interval of the rank correlation lies below the threshold, as in
-    :func:`sanity_summary`.  Without an interval (one lesion, one image) nothing is better and nothing passes.  A test
-    that nobody took is said to be missing.
+    without an interval (one lesion, one image) nothing is either.  Whether a method passes the sanity check is what
+    :func:`sanity_summary` says; of maps of the input and of random numbers it is not said, for they ignore the network
+    by construction and are only what maps are compared with.  A test that nobody took is said to be missing.
     """
     parts = table.groupby("arm", sort=False) if "arm" in table else [("", table)]
     paragraphs = []
     for arm, part in parts:
         part = part[~part["method"].isin([RANDOM, MAGNITUDE])]
-        broken = part["conservation_error"].where(part["promises"] != "")
+        checked = part[part["passes"].notna() & (part["method"] != "input")]
         sentences = [
             *_perturbation_words(part),
             _verdict(
-                part["method"][part["randomised"].notna() & ~(part["randomised_high"] < sanity_threshold)],
-                f"not shown to pass the sanity check (rank correlation below {sanity_threshold:g} once all weights are "
-                "random)",
+                checked["method"][~checked["passes"].astype(bool)],
+                "not shown to pass the sanity check (the rank correlation with the maps of the trained network must be "
+                "shown to be below the threshold both after all weights are random and over the whole cascade)",
                 "Every method passes the sanity check.",
                 "The sanity check was not run.",
-                part["randomised"],
+                checked["passes"],
             ),
             _verdict(
-                part["method"][broken > conservation_tolerance],
+                part["method"][part["conservation_error"] > conservation_tolerance],
                 f"off by more than {conservation_tolerance:.2g} of what the relevances were promised to sum to",
                 "Every method that promises what its relevances sum to keeps the promise.",
                 "No promise of what relevances sum to was checked.",
-                broken,
+                part["conservation_error"],
             ),
             _noise_words(part["flipped"]),
         ]

@@ -262,8 +262,13 @@ def _by_sign(
 
 
 def max_pool(layer: nn.MaxPool2d, x: Tensor, relevance: Tensor) -> Tensor:
-    """Give all relevance to the winner of each window (of equals to the first), as the gradient and zennit do."""
+    """Give all relevance to the winner of each window (of equals to the first), as the gradient and zennit do.
+
+    ``x`` may be finer than ``relevance``: who wins is decided in its own precision.
+    """
     sides = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
     geometry = [[side] * 2 if isinstance(side, int) else list(side) for side in sides]
     _, winners = functional.max_pool2d(x, *geometry, ceil_mode=layer.ceil_mode, return_indices=True)
-    return torch.ops.aten.max_pool2d_with_indices_backward(relevance, x, *geometry, layer.ceil_mode, winners)
+    return torch.ops.aten.max_pool2d_with_indices_backward(
+        relevance, x.to(relevance.dtype), *geometry, layer.ceil_mode, winners
+    )

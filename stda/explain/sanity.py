@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from stda import BadInput
 from stda.compute import rng
 from stda.explain.layers import KERNELS, Parallel, layered
-from stda.explain.methods import METHODS, Target, attribute, targets_of
-from stda.explain.patterns import fit_patterns
+from stda.explain.methods import METHODS, Target, attribute, knobs_for, targets_of
+from stda.explain.perturbation import mean_interval
+from stda.explain.quality import rank_correlation
 from stda.images import ImageSet
 
 NONE = "none"  # name of the layer in the rows of the network as it was trained
 COLUMNS = ("method", "layer", "randomised", "image", "spearman", "ssim")
 CLIPPED = 0.99  # quantile of a map that is drawn white, as saliency maps are drawn; larger values are, too
-N_RESAMPLES = 2000
 
 
 def randomisation_table(
@@ -35,6 +35,7 @@ def randomisation_table(
     seed: int,  # of the new weights, and of methods that draw random numbers
     target: Target = None,
     train: ImageSet | None = None,  # train fold, for methods with patterns: fitted anew for every set of weights
+    estimator: str = "linear",  # of the patterns
     cascading: bool = True,  # from the top down, layer by layer; False: each layer alone
     knobs: Mapping[str, Mapping[str, Any]] | None = None,  # keyword arguments of a method, by its name
     batch_size: int = 64,
@@ -57,23 +58,44 @@ def randomisation_table(
     Raises BadInput for networks that are no sequence of layers, unknown methods, and missing ``train``.
     """
     _check(images, methods, train)
-    layers = deepcopy(layered(model))  # branches of a model that is in layers already would be its own
+    layers = layered(model)
     units = _units(layers)
     noise, trained = rng(seed), deepcopy(layers.state_dict())
     redrawn = {name: _redrawn(unit, noise) for name, unit in units.items()}
     settings = {"target": targets_of(model, images, target), "seed": seed, "batch_size": batch_size}
 
-    before = _maps(layers, images, methods, train, knobs or {}, settings)
+    def explained() -> dict[str, np.ndarray]:
+        fitted = knobs_for(layers, methods, train, estimator=estimator)
+        own = {method: {**(knobs or {}).get(method, {}), **fitted[method]} for method in methods}
+        maps = {method: attribute(layers, images, method, **settings, **own[method]) for method in methods}
+        return {method: values.sum(dim=1).abs().numpy() for method, values in maps.items()}
+
+    before = explained()
     tables = [_compared(before, before, NONE, 0)]
     for step, (name, unit) in enumerate(units.items(), start=1):
         if not cascading:
             layers.load_state_dict(trained)
         unit.load_state_dict(redrawn[name])
-        after = _maps(layers, images, methods, train, knobs or {}, settings)
+        after = explained()
         tables.append(_compared(before, after, name, step if cascading else 1))
         if callback:
             callback({"step": step, "steps": len(units), "layer": name})
     return pd.concat(tables, ignore_index=True)
+
+
+def forget(model: nn.Module, n_layers: int, *, seed: int) -> nn.Sequential:
+    """Return the network in layers, the last ``n_layers`` drawn anew: a step of :func:`randomisation_table`.
+
+    Raises BadInput for networks that are no sequence of layers, and for more layers than there are.
+    """
+    layers = layered(model)
+    units = list(_units(layers).values())
+    if not 0 <= n_layers <= len(units):
+        raise BadInput(f"{n_layers} layers cannot be drawn anew; the network has {len(units)} with weights.")
+    noise = rng(seed)
+    for unit in units[:n_layers]:
+        unit.load_state_dict(_redrawn(unit, noise))
+    return layers
 
 
 def sanity_summary(
@@ -108,7 +130,8 @@ def sanity_summary(
     for names, part in drawn.groupby(keys, sort=False):
         last = part[part["randomised"] == part["randomised"].max()]
         after, mean = (some.groupby("image")["spearman"].mean().to_numpy() for some in (last, part))
-        (low, high), (mean_low, mean_high) = (_interval(values, confidence, seed) for values in (after, mean))
+        bounds = mean_interval(np.stack([after, mean], axis=1), confidence=confidence, seed=seed)
+        (low, mean_low), (high, mean_high) = (bound.tolist() for bound in bounds)
         row = {"spearman_after": after.mean(), "low": low, "high": high, "ssim_after": last["ssim"].mean()}
         row |= {"passes": high < threshold and mean_high < threshold}
         row |= {"spearman_mean": mean.mean(), "mean_low": mean_low, "mean_high": mean_high, "images": len(after)}
@@ -150,23 +173,6 @@ def _redrawn(unit: nn.Module, noise: torch.Generator) -> dict[str, Tensor]:
     return drawn
 
 
-def _maps(
-    layers: nn.Sequential,
-    images: Tensor,
-    methods: Sequence[str],
-    train: ImageSet | None,
-    knobs: Mapping[str, Mapping[str, Any]],
-    settings: Mapping[str, Any],
-) -> dict[str, np.ndarray]:
-    """Return the absolute map ``(N, H, W)`` of each method, channels summed."""
-    fitted = {"patterns": fit_patterns(layers, train)} if any(METHODS[method].fitted for method in methods) else {}
-    found = {}
-    for method in methods:
-        own = {**knobs.get(method, {}), **(fitted if METHODS[method].fitted else {})}
-        found[method] = attribute(layers, images, method, **settings, **own).sum(dim=1).abs().numpy()
-    return found
-
-
 def _compared(before: dict[str, np.ndarray], after: dict[str, np.ndarray], layer: str, randomised: int) -> pd.DataFrame:
     """Return the rows of one state of the network."""
     from stda.measure.similarity import ssim
@@ -176,7 +182,7 @@ def _compared(before: dict[str, np.ndarray], after: dict[str, np.ndarray], layer
         new = after[method]
         equal = (old == new).all(axis=(1, 2))
         constant = _constant(old) | _constant(new)
-        values = {"spearman": _rank_correlation(old, new), "ssim": ssim(_drawn(old), _drawn(new), dtype="float32")}
+        values = {"spearman": rank_correlation(old, new), "ssim": ssim(_drawn(old), _drawn(new), dtype="float32")}
         rows = {"method": method, "layer": layer, "randomised": randomised, "image": np.arange(len(old))}
         rows |= {key: np.where(equal, 1.0, np.where(constant, 0.0, value)) for key, value in values.items()}
         tables.append(pd.DataFrame(rows, columns=COLUMNS))
@@ -187,28 +193,9 @@ def _constant(maps: np.ndarray) -> np.ndarray:
     return maps.max(axis=(1, 2)) == maps.min(axis=(1, 2))
 
 
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return Spearman's rank correlation over the pixels of each pair of maps, equal values with their mean rank."""
-    from scipy.stats import rankdata
-
-    a, b = (rankdata(maps.reshape(len(maps), -1), axis=1) for maps in (a, b))
-    a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (a, b))
-    spread = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-    return (a * b).sum(axis=1) / np.where(spread > 0, spread, 1.0)
-
-
 def _drawn(maps: np.ndarray) -> np.ndarray:
     """Return absolute maps as grey pictures, uint8 ``(N, H, W, 1)``; the quantile :data:`CLIPPED` becomes white."""
     white = np.quantile(maps, CLIPPED, axis=(1, 2), keepdims=True)
     white = np.where(white > 0, white, maps.max(axis=(1, 2), keepdims=True))  # fewer pixels than 1 % have any relevance
     shares = np.divide(maps, white, out=np.zeros_like(maps, dtype=np.float64), where=white > 0)
     return np.round(255 * shares.clip(max=1)).astype(np.uint8)[..., None]
-
-
-def _interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean, nan for a single value."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    chosen = np.random.default_rng(seed).integers(len(values), size=(N_RESAMPLES, len(values)))
-    low, high = np.quantile(values[chosen].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

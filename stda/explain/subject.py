@@ -44,8 +44,8 @@ class Subject:
     """A network in evaluation mode, in the form that a method needs; made once, used for every batch of images.
 
     ``dtype`` is the precision of the computation (None: that of the model's weights), ``seed`` that of all random
-    numbers.  ``memo`` is for what a method prepares once, such as weights of one sign; a method that goes layer by layer
-    appends the relevances on its way to the list ``seen``, if there is one.
+    numbers.  ``memo`` is for what a method prepares once, such as weights of one sign; a method that goes layer by
+    layer appends the relevances on its way to the list ``seen``, if there is one.
     """
 
     def __init__(self, model: nn.Module, *, dtype: torch.dtype | None = None, seed: int = 0) -> None:
@@ -59,6 +59,20 @@ class Subject:
     def layers(self) -> nn.Sequential:
         """The network as a sequence of layers (:mod:`stda.explain.layers`); raises BadInput where it has no rules."""
         return layered(self.model).to(self.device, self.dtype, memory_format=torch.channels_last)
+
+    @cached_property
+    def front(self) -> nn.Sequential:
+        """The layers up to the second max-pooling in float32, where the computation is coarser than that; else none.
+
+        On smooth pictures the neighbours that max-pooling chooses from are so alike there that bf16 cannot tell which
+        is the largest, and relevance goes to the wrong pixel: deep Taylor of VGG11-BN at 224 px then has a cosine of
+        .98 with float32, instead of .9999.
+        """
+        pools = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.MaxPool2d)]
+        if torch.finfo(self.dtype).bits >= 32 or not pools:
+            return nn.Sequential()
+        front = layered(self.model)[: pools[:2][-1] + 1]
+        return front.to(self.device, torch.float32, memory_format=torch.channels_last)
 
     @cached_property
     def network(self) -> nn.Module:

@@ -74,18 +74,19 @@ def perturbation_curves_figure(
     looks = dict(REFERENCES)
     for i, name in enumerate(chosen):
         looks[name] = {"color": colour(i), "linewidth": 1.4 + 0.5 * (len(chosen) - 1 - i), "zorder": 3 + 0.1 * i}
-    columns = 2 if len(panels) == 4 else min(3, len(panels))
-    fig, axes = figure(-(-len(panels) // columns), columns, height=0.9 + 2.5 * -(-len(panels) // columns))
+    several = curves["ranking"].nunique() > 1  # a row for each replacement then
+    columns = 2 if several or len(panels) == 4 else min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    fig, axes = figure(rows, columns, height=0.9 + (2.5 if rows < 3 else 2) * rows)
     for ax, key in _panels(axes, panels):
         for name, values in _with_references(means, *key).items():
             _curve(ax, values, looks.get(name), names[name], band=name in ("random", *chosen[:1]))
-        ax.set_title(f"{key[0]}, {key[1]} ranking" if curves["ranking"].nunique() > 1 else key[0], loc="left")
+        ax.set_title(f"{key[0]}, {key[1]} ranking" if several else key[0], loc="left")
         ax.xaxis.get_major_locator().set_params(integer=True)
     highest = max(ax.get_ylim()[1] for ax in axes.flat)
     for ax in axes.flat:
         ax.set_ylim(0, highest)
-    others = len(tried) - len(chosen) - sum(alike.values())
-    if others:
+    if others := len(tried) - len(chosen) - sum(alike.values()):
         axes[0, 0].plot([], [], color=PALE, label=f"other methods ({others})")
     fig.supxlabel("regions replaced", fontsize=10)
     fig.supylabel("class probability", fontsize=10)
@@ -96,34 +97,28 @@ def perturbation_curves_figure(
 def _coloured(curves: pd.DataFrame, best: int) -> dict[str, int]:
     """Return the methods to colour, largest area over the curve first, and how many others each stands for.
 
-    A method whose ranking is recomputed while that of others is not stands for itself and comes on top of ``best``.
+    A method whose ranking is recomputed while that of others is not comes on top of ``best``.
     """
-    keys = ["replace", "ranking", "regions"]
-    table = curves.groupby([*keys, "method"])["probability"].mean().unstack("method")
+    table = curves.groupby(["replace", "ranking", "regions", "method"])["probability"].mean().unstack("method")
     table = table.drop(columns=list(REFERENCES), errors="ignore")
     common = table.dropna()
     level = common.mean()  # all curves start at the same value: the lower, the larger the area above
     extra = table.notna().sum() > len(common)
-    names = sorted(table, key=lambda name: (not extra[name], level[name]))
     alike: dict[str, int] = {}
-    for name in names:
-        same = [known for known in alike if (table[known] - table[name]).abs().max() < ALIKE]
-        if same:
-            alike[same[0]] += 1
-        else:
-            alike[name] = 0
+    for name in sorted(table, key=lambda name: (not extra[name], level[name])):
+        same = next((known for known in alike if (table[known] - table[name]).abs().max() < ALIKE), name)
+        alike[same] = alike.get(same, -1) + 1
     chosen = list(alike)[: min(int(extra[list(alike)].sum()) + best, ARMS)]
     return {name: alike[name] for name in sorted(chosen, key=level.get)}
 
 
 def _with_references(means: pd.DataFrame, replace: str, ranking: str) -> dict[str, np.ndarray]:
     """Return the curves ``(images, steps)`` of a panel by method; a reference is never recomputed, so it is in both."""
-    found = means.loc[replace]
-    curves = {name: rows.to_numpy() for name, rows in found.loc[ranking].groupby("method", sort=False)}
-    for name in set(REFERENCES) - set(curves):
-        rows = found[found.index.get_level_values("method") == name]
-        if len(rows):
-            curves[name] = rows.to_numpy()
+    curves = {}
+    for name, rows in means.loc[replace].groupby("method", sort=False):
+        own = rows[rows.index.get_level_values("ranking") == ranking]
+        if len(own) or name in REFERENCES:
+            curves[name] = (own if len(own) else rows).to_numpy()
     return curves
 
 
@@ -193,13 +188,7 @@ def sanity_curves_figure(
     return fig
 
 
-def attention(
-    table: pd.DataFrame,
-    *,
-    alt: str,
-    titles: Mapping[str, str] | None = None,
-    caption: str = "",
-) -> None:
+def attention(table: pd.DataFrame, *, alt: str, titles: Mapping[str, str] | None = None, caption: str = "") -> None:
     """Show by how much more or less each arm looks at the lesion and at artefacts: rows arms, a panel per object.
 
     ``table`` is that of measure.attention_table: ``arm, against, what, method, difference, low, high, answer``;
@@ -246,13 +235,7 @@ def attention_figure(table: pd.DataFrame, *, titles: Mapping[str, str] | None = 
     return fig
 
 
-def focus(
-    table: pd.DataFrame,
-    *,
-    alt: str,
-    titles: Mapping[str, str] | None = None,
-    caption: str = "",
-) -> None:
+def focus(table: pd.DataFrame, *, alt: str, titles: Mapping[str, str] | None = None, caption: str = "") -> None:
     """Show the share of positive relevance inside the lesion against the share of the area, a row per method.
 
     ``table`` is that of explain.focus_table: ``method, group, inside, area``, and ``arm`` (at most seven).  A dot is

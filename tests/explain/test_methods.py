@@ -119,3 +119,18 @@ def test_maps_that_are_not_finite_are_refused(images):
     broken[1].weight.data[0, 0] = float("inf")
     with pytest.raises(BadInput, match="not finite"):
         explain.attribute(broken, images, "gradient", 0)
+
+
+def test_the_study_knows_the_methods_and_what_they_need():
+    from stda import sections
+    from stda.explain.subject import ANY, CHAIN, LAYERS
+
+    for network, known in (
+        (ANY, sections.GRADIENT_METHODS),
+        (LAYERS, sections.LAYER_METHODS),
+        (CHAIN, sections.CHAIN_METHODS),
+    ):
+        assert [name for name, method in explain.METHODS.items() if method.network == network] == list(known)
+    table = explain.described(list(explain.METHODS))
+    assert table["title"].is_unique
+    assert set(table["sums to"]) == {"nothing", "logit", "difference"}

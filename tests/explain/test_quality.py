@@ -209,12 +209,11 @@ def tables():
     conservation = pd.concat(
         [pd.DataFrame({"method": m, "promises": p, "image": images, "error": e}) for m, (p, e) in promises.items()]
     )
-    sanity = pd.concat(
-        [
-            pd.DataFrame({"method": m, "randomised": step, "image": images, "spearman": np.add(values, 1 - step / 2)})
-            for m, values in {"deep_taylor": [0.0, 0.1, 0.2, 0.1], "wrong": [0.9, 0.8, 0.9, 1.0]}.items()
-            for step in (0, 1, 2)
-        ]
+    sanity = {"deep_taylor": (0.1, 0.3, True), "wrong": (0.2, 0.7, False), "input": (1.0, 1.0, False)}
+    sanity |= {"random": (1.0, 1.0, False)}
+    sanity = pd.DataFrame(
+        [(name, *values) for name, values in sanity.items()],
+        columns=["method", "spearman_after", "spearman_mean", "passes"],
     )
     focus = pd.DataFrame(
         {
@@ -238,20 +237,35 @@ def tables():
 
 def test_method_table_by_hand(tables):
     table = explain.method_table(**tables)
-    assert list(table["method"]) == ["deep_taylor", "input magnitude", "gradient", "random", "wrong"]
+    assert list(table["method"]) == ["deep_taylor", "input magnitude", "gradient", "random", "wrong", "input"]
     assert " ".join(table.columns) == (
         "method aopc over_random over_random_low over_random_high over_input over_input_low over_input_high promises "
-        "conservation_error randomised randomised_low randomised_high lesion_gain lesion_gain_low lesion_gain_high "
+        "conservation_error randomised cascade passes lesion_gain lesion_gain_low lesion_gain_high "
         "stability stability_low stability_high flipped"
     )
     best = table.iloc[0]
     assert best["promises"] == "logit"
-    wanted = {"aopc": 0.4, "over_random": 0.2, "conservation_error": 0.0015, "randomised": 0.1, "lesion_gain": 0.3}
+    wanted = {
+        "aopc": 0.4,
+        "over_random": 0.2,
+        "conservation_error": 0.0015,
+        "randomised": 0.1,
+        "lesion_gain": 0.3,
+        "cascade": 0.3,
+    }
     wanted |= {"stability": 0.75, "flipped": 0.375, "lesion_gain_low": 0.2, "lesion_gain_high": 0.5}
     for column, value in wanted.items():
         assert best[column] == pytest.approx(value), column
     assert 0.5 < best["stability_low"] < 0.75 < best["stability_high"] <= 0.9
-    assert np.isnan(table.set_index("method").loc["gradient", "randomised"])
+    by_method = table.set_index("method")
+    assert by_method.loc["gradient", ["randomised", "passes", "conservation_error"]].isna().all()  # promises nothing
+    assert by_method.loc["wrong", "conservation_error"] == 0.5
+    assert by_method["passes"].dropna().to_dict() == {
+        "deep_taylor": True,
+        "random": False,
+        "wrong": False,
+        "input": False,
+    }
     assert explain.method_table(**tables, replace="zeros").iloc[0]["aopc"] == pytest.approx(1.4)
 
 
@@ -261,10 +275,10 @@ def test_arms_stay_apart_and_in_order(tables):
         other = table.assign(over_random=-table["over_random"]) if name == "aopc" else table
         two[name] = pd.concat([table.assign(arm="none"), other.assign(arm="gan")])
     table = explain.method_table(**two)
-    assert list(table["arm"]) == ["none"] * 5 + ["gan"] * 5
+    assert list(table["arm"]) == ["none"] * 6 + ["gan"] * 6
     assert list(table["method"][:2]) == ["deep_taylor", "input magnitude"]
-    assert list(table["method"][5:7]) == ["wrong", "random"]
-    pd.testing.assert_frame_equal(table[:5].drop(columns="arm"), explain.method_table(**tables))
+    assert list(table["method"][6:8]) == ["wrong", "random"]
+    pd.testing.assert_frame_equal(table[:6].drop(columns="arm"), explain.method_table(**tables))
 
 
 @pytest.mark.parametrize("name", ["aopc", "conservation", "sanity", "focus", "stability"])
@@ -276,7 +290,7 @@ def test_missing_tables_leave_nan(tables, name):
     gone = {
         "aopc": "over_random_high",
         "conservation": "conservation_error",
-        "sanity": "randomised",
+        "sanity": "passes",
         "focus": "lesion_gain_low",
         "stability": "stability",
     }
@@ -293,21 +307,52 @@ def test_method_table_says_what_is_wrong(tables):
         explain.method_table(**tables | {"focus": tables["focus"].assign(arm="none")})
     with pytest.raises(BadInput, match=r"no replacement 'mean', only \['blur', 'zeros'\]"):
         explain.method_table(**tables, replace="mean")
+    steps = pd.DataFrame({"method": ["gradient"], "randomised": 1, "image": 0, "spearman": 0.1})
+    with pytest.raises(BadInput, match="sanity_summary"):
+        explain.method_table(sanity=steps)
 
 
 def test_sentence(tables):
     assert explain.method_sentence(explain.method_table(**tables)) == (
         "Deep Taylor is better than random orders. Wrong is worse than random orders. "
         "Deep Taylor is better than the order of input magnitude. Wrong is worse than the order of input magnitude. "
-        "Wrong is not shown to pass the sanity check (rank correlation below 0.5 once all weights are random). "
+        "Wrong is not shown to pass the sanity check (the rank correlation with the maps of the trained network must "
+        "be shown to be below the threshold both after all weights are random and over the whole cascade). "
         "Wrong is off by more than 0.01 of what the relevances were promised to sum to. "
         "Under the noise of the stability test the network itself changes 38% of its answers."
     )
-    kind = explain.method_sentence(explain.method_table(**tables), sanity_threshold=1.1, conservation_tolerance=0.6)
-    assert "Every method passes the sanity check. Every method that promises what its relevances sum to" in kind
-    strict = explain.method_sentence(explain.method_table(**tables), sanity_threshold=0.1, conservation_tolerance=0)
-    assert "Deep Taylor and wrong are not shown to pass the sanity check (rank correlation below 0.1" in strict
-    assert "Deep Taylor and wrong are off by more than 0 of" in strict
+    kind = tables | {"sanity": tables["sanity"].assign(passes=tables["sanity"]["method"] != "input")}
+    said = explain.method_sentence(explain.method_table(**kind), conservation_tolerance=0.6)
+    assert "Every method passes the sanity check. Every method that promises what its relevances sum to" in said
+    strict = {"sanity": tables["sanity"].assign(passes=False)}
+    said = explain.method_sentence(explain.method_table(**tables | strict), conservation_tolerance=0)
+    assert "Deep Taylor and wrong are not shown to pass the sanity check (the" in said
+    assert "Deep Taylor and wrong are off by more than 0 of" in said
+    references = tables["sanity"][tables["sanity"]["method"].isin(["input", "random"])]
+    assert "The sanity check was not run." in explain.method_sentence(explain.method_table(sanity=references))
+
+
+def test_the_sentence_agrees_with_the_summary():
+    """One criterion: late forgets only with the last layer, so its maps end low and are high on the way."""
+    steps = {"late": (0.9, 0.9, 0.1), "early": (0.2, 0.1, 0.1), "never": (1.0, 1.0, 1.0)}
+    rows = [
+        {"method": name, "randomised": k, "image": i, "spearman": v + 0.01 * i, "ssim": 0.5}
+        for name, values in steps.items()
+        for k, v in enumerate(values, start=1)
+        for i in range(3)
+    ]
+    table = explain.method_table(sanity=explain.sanity_summary(pd.DataFrame(rows)))
+    assert table.set_index("method")["passes"].to_dict() == {"late": False, "early": True, "never": False}
+    np.testing.assert_allclose(table["randomised"], [0.11, 0.11, 1.01])
+    np.testing.assert_allclose(table["cascade"], [1.9 / 3 + 0.01, 0.4 / 3 + 0.01, 1.01])
+    assert "Late and never are not shown to pass" in explain.method_sentence(table)
+
+
+def test_a_paragraph_for_each_arm(tables):
+    two = {name: pd.concat([table.assign(arm=arm) for arm in ("none", "gan")]) for name, table in tables.items()}
+    paragraphs = explain.method_sentence(explain.method_table(**two)).split("\n\n")
+    alone = explain.method_sentence(explain.method_table(**tables))
+    assert paragraphs == [f"Arm none: {alone}", f"Arm gan: {alone}"]
 
 
 def test_sentence_without_tests_and_without_intervals(tables):
@@ -317,9 +362,7 @@ def test_sentence_without_tests_and_without_intervals(tables):
         "The sanity check was not run. No promise of what relevances sum to was checked. "
         "Under the noise of the stability test the network itself changes 38% of its answers."
     )
-    one = tables["sanity"][tables["sanity"]["image"] == 0]
     aopc = tables["aopc"].assign(over_random_low=np.nan, over_random_high=np.nan)
-    said = explain.method_sentence(explain.method_table(aopc=aopc, sanity=one))
+    said = explain.method_sentence(explain.method_table(aopc=aopc, sanity=tables["sanity"]))
     assert said.startswith("No map is shown to be better than random orders. Deep Taylor is better than the order of")
-    assert "Deep Taylor and wrong are not shown to pass" in said
     assert said.endswith("Stability under noise was not measured.")

@@ -11,6 +11,7 @@ from stda import BadInput, classify, explain
 from stda.compute import rng
 from stda.explain import sanity
 from stda.explain.layers import layered
+from stda.explain.quality import rank_correlation
 from stda.images import ImageSet
 
 LAYERS = ["none", "dense 3", "dense 2", "dense 1", "conv 5", "conv 4", "conv 3", "conv 2", "conv 1"]
@@ -238,3 +239,14 @@ def test_bad_input_is_a_sentence(model, images, train, table):
         explain.sanity_summary(table[table["randomised"] == 0])
     with pytest.raises(BadInput, match="between 0 and 1"):
         explain.sanity_summary(table, threshold=1.5)
+
+
+def test_a_network_forgets_as_in_the_table(model, images):
+    """Its maps are those that the table compares: the same seed, the same new weights."""
+    table = explain.randomisation_table(model, images, ["gradient"], seed=5, target=0)
+    ruined = explain.forget(model, 2, seed=5)
+    before, after = (explain.attribute(net, images, "gradient", 0).sum(dim=1).abs() for net in (model, ruined))
+    found = rank_correlation(*(maps.flatten(1).numpy() for maps in (before, after)))
+    np.testing.assert_allclose(table.loc[table["randomised"] == 2, "spearman"], found, atol=1e-6)
+    with pytest.raises(BadInput, match="cannot be drawn anew"):
+        explain.forget(model, 99, seed=0)

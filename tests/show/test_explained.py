@@ -87,6 +87,48 @@ def test_the_best_methods_have_colours_and_the_others_are_pale():
     assert_readable(fig)
 
 
+def test_recomputed_methods_have_colours_beside_the_best_and_equal_curves_count_once():
+    table = perturbation(["random", "input magnitude", *METHODS], ("mean", "noise"), ("fixed", "recomputed"))
+    slow = ["method_0", "method_3"]  # of the worst, and the only ones with a recomputed ranking
+    table = table[(table["ranking"] == "fixed") | table["method"].isin(slow)]
+    fastest = table[table["method"] == "method_23"]
+    third = table[(table["method"] == "method_3") & (table["ranking"] == "fixed")]
+    table = pd.concat(
+        [
+            table,
+            fastest.assign(method="twin", probability=fastest["probability"] + 1e-5),
+            fastest.assign(method="triplet"),
+            third.assign(method="third", probability=third["probability"] - 1e-5),  # stands behind the recomputed one
+        ]
+    )
+    fig = explained.perturbation_curves_figure(table, best=2)
+    names = [text.get_text() for text in fig.legends[0].get_texts()]
+    wanted = ["method 23 (and 2 alike)", "method 22", "method 3 (and 1 alike)", "method 0"]
+    assert names == [*wanted, "random", "input magnitude", "other methods (20)"]
+    assert [ax.get_title(loc="left").split(", ")[1] for ax in fig.axes] == ["fixed ranking", "recomputed ranking"] * 2
+    for ax in fig.axes[1::2]:
+        assert set(labelled(ax)) == {"method 3 (and 1 alike)", "method 0", "random", "input magnitude"}
+        assert not any(to_hex(line.get_color()) == explained.PALE for line in ax.lines)
+    lines = labelled(fig.axes[1])
+    wanted = table.query("method == 'method_3' and replace == 'mean' and ranking == 'recomputed'")
+    np.testing.assert_allclose(
+        lines["method 3 (and 1 alike)"].get_ydata(), wanted.groupby("regions")["probability"].mean()
+    )
+    assert_readable(fig)
+
+
+def test_colours_are_at_most_seven():
+    table = perturbation(["random", "input magnitude", *METHODS], rankings=("fixed", "recomputed"))
+    table = table[(table["ranking"] == "fixed") | table["method"].isin(METHODS[:9])]
+    fig = explained.perturbation_curves_figure(table)
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == [
+        *(f"method {i}" for i in range(8, 1, -1)),
+        "random",
+        "input magnitude",
+        "other methods (17)",
+    ]
+
+
 def test_curves_of_several_arms_are_refused():
     table = perturbation(["gradient"])
     with pytest.raises(BadInput, match="2 arms: draw one figure"):
