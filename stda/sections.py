@@ -275,7 +275,7 @@ class ExplainabilitySection(Section):
         ["deep_taylor", "integrated_gradients"], min_length=1, description="methods by which all arms are compared"
     )
     n_images: int = Field(32, ge=1, description="test images that all methods explain, drawn evenly from the classes")
-    n_attention: int = Field(160, ge=1, description="test images by which all arms are compared, drawn evenly, too")
+    n_attention: int = Field(96, ge=1, description="test images by which all arms are compared, drawn evenly, too")
     region_size: int = Field(0, ge=0, description="pixels of a perturbed region's side; 0: 9 at 224 px, in proportion")
     replace: list[Literal["mean", "zeros", "noise", "blur"]] = Field(
         ["mean", "zeros", "noise", "blur"], min_length=1, description="what a perturbed region becomes"
@@ -285,7 +285,7 @@ class ExplainabilitySection(Section):
         ["gradient", "deep_taylor"], description="methods whose ranking is made anew as regions go, too"
     )
     recompute_every: int = option(4, ge=1, description="regions replaced between two rankings")
-    n_fitted: int = option(1000, ge=2, description="train images from which PatternNet's patterns are estimated")
+    n_fitted: int = option(500, ge=2, description="train images from which PatternNet's patterns are estimated")
     estimator: Literal["linear", "relu_positive"] = option("linear", description="signal estimator of PatternNet")
     n_randomised: int = option(16, ge=1, description="images of the parameter-randomisation check")
     noise: float = option(0.02, gt=0, le=1, description="noise of the stability check, share of the value range")
