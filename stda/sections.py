@@ -46,7 +46,8 @@ LAYER_METHODS = (  # networks whose layers all have rules
     "lrp_preset_a_flat",
     "lrp_preset_b_flat",
 )
-CHAIN_METHODS = ("deep_taylor", "deep_taylor_bounded", "pattern_net", "pattern_attribution")  # no residual network
+PATTERN_METHODS = ("pattern_net", "pattern_attribution")  # with patterns fitted on the train fold
+CHAIN_METHODS = ("deep_taylor", "deep_taylor_bounded", *PATTERN_METHODS)  # no residual network
 AttributionMethod = Literal[GRADIENT_METHODS + LAYER_METHODS + CHAIN_METHODS]
 
 

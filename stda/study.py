@@ -17,6 +17,7 @@ from stda.sections import (
     CHAIN_METHODS,
     GENERATORS,
     LAYER_METHODS,
+    PATTERN_METHODS,
     Arm,
     ClassificationSection,
     DataSection,
@@ -143,6 +144,12 @@ class Study(Section):
             raise ValueError(
                 f"{' and '.join(wrong)} name '{next(iter(wrong.values()))}', which cannot explain {network}; take "
                 "others, such as integrated_gradients"
+            )
+        fitted = [name for name in self.explainability.recomputed if name in PATTERN_METHODS]
+        if fitted:
+            raise ValueError(
+                f"explainability.recomputed names '{fitted[0]}', whose patterns are not fitted again for every "
+                "perturbed image; take others, such as gradient"
             )
 
     @property

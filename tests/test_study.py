@@ -66,6 +66,7 @@ def write(tmp_path, text, name="mine.yaml"):
             "attention_methods: [gradient]}}",
             "explainability.methods name 'lrp_z', which cannot explain mobilenet_v2",
         ),
+        ("explainability: {recomputed: [pattern_net]}", "explainability.recomputed names 'pattern_net'"),
         ("explainability: {region_size: 99}", "explainability.region_size is 99; images have 32 px"),
     ],
 )

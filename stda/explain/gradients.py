@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from stda import BadInput
 from stda.explain.layers import AVERAGES, KERNELS, Parallel, Scale
-from stda.explain.subject import DIFFERENCE, LAYERS, Method, Subject, evaluating
+from stda.explain.subject import DIFFERENCE, LAYERS, Method, Subject, logits_of
 
 AFFINE = (Scale, nn.Flatten, *KERNELS, *AVERAGES)
 VALUE_RANGE = 2.0  # pixel values lie in [-1, 1]
@@ -81,7 +81,7 @@ def integrated_gradients(
     measures it.  Raises BadInput for a number of steps below one and a baseline that does not fit.
     """
     _check_count("n_steps", n_steps)
-    baseline = _baseline(baseline, x)
+    baseline = baseline_like(baseline, x)
     at_once = _points(x)
     parts = zip(x.split(at_once), baseline.split(at_once), target.split(at_once), strict=True)
     return torch.cat([_integrated(subject, *part, n_steps, at_once) for part in parts]) if len(x) else x.clone()
@@ -119,15 +119,18 @@ def completeness_error(
     """Return how far each map's sum is from the difference of the logits of image and baseline, float64 ``(N,)``.
 
     The error is absolute, in units of the logit; with ``relative`` it is a share of that difference (0 where both are
-    zero, infinite where only the difference is).  For integrated gradients and DeepLIFT.
+    zero, infinite where only the difference is).  For integrated gradients and DeepLIFT.  Raises BadInput for a
+    baseline, maps or targets that do not fit.
     """
-    first = next(model.parameters())
-    with evaluating(model), torch.no_grad():
-        away = _baseline(baseline, images[:1].to(first))
-        base = model(away).double().cpu()
-        logits = torch.cat([model(part.to(first)).double().cpu() for part in images.split(batch_size)])
-    wanted = (logits - base).gather(1, torch.as_tensor(target).cpu()[:, None])[:, 0]
-    error = (torch.as_tensor(maps).double().cpu().flatten(1).sum(dim=1) - wanted).abs()
+    logits = logits_of(model, images, batch_size=batch_size).double()
+    base = logits_of(model, baseline_like(baseline, images[:1]), batch_size=1).double()
+    target, maps = torch.as_tensor(target).cpu(), torch.as_tensor(maps).double().cpu()
+    if target.shape != logits.shape[:1] or not ((target >= 0) & (target < logits.shape[1])).all():
+        raise BadInput(f"The targets must be one of {logits.shape[1]} class indices for each of {len(images)} images.")
+    if len(maps) != len(images):
+        raise BadInput(f"{len(maps)} maps came with {len(images)} images: give one for each.")
+    wanted = (logits - base).gather(1, target[:, None])[:, 0]
+    error = (maps.flatten(1).sum(dim=1) - wanted).abs()
     return torch.where(error == 0, error, error / wanted.abs()) if relative else error
 
 
@@ -184,7 +187,7 @@ def deeplift(
     max-pooling follows a ReLU or its windows overlap: its maps of VGG and AlexNet do not sum to the difference.
     Raises BadInput for a baseline that does not fit.
     """
-    baseline = _baseline(baseline, x)
+    baseline = baseline_like(baseline, x)
     half = _points(x) // 2  # each image is computed beside its baseline
     parts = zip(x.split(half), baseline.split(half), target.split(half), strict=True)
     lifted = [_lifted(subject, *part) for part in parts]
@@ -356,7 +359,7 @@ def _check_count(name: str, n: int) -> None:
         raise BadInput(f"{name} is {n}; it must be a whole number of at least 1.")
 
 
-def _baseline(baseline: float | Tensor | np.ndarray, x: Tensor) -> Tensor:
+def baseline_like(baseline: float | Tensor | np.ndarray, x: Tensor) -> Tensor:
     """Return the baseline in the shape of ``x``; raise where it does not fit."""
     shape = (1, *x.shape[1:])
     try:

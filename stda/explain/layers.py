@@ -21,7 +21,7 @@ from stda import BadInput
 KERNELS = (nn.Conv2d, nn.Linear)
 AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 KEPT = (*KERNELS, nn.MaxPool2d, *AVERAGES, nn.Flatten)
-DROPPED = (nn.Dropout, nn.Identity, nn.Softmax, nn.LogSoftmax)
+IDLE, SOFTMAX = (nn.Dropout, nn.Identity), (nn.Softmax, nn.LogSoftmax)  # both are left out
 ADD, CONCATENATE = "add", "concatenate"
 
 
@@ -62,10 +62,14 @@ def layered(model: nn.Module) -> nn.Sequential:
 
     Takes a :class:`stda.classify.Classifier`, a nest of ``nn.Sequential``, and torchvision's VGG, AlexNet, SqueezeNet
     and ResNet-18 or -34.  The sequence computes what the model computes in evaluation mode (softmax aside), and no
-    ReLU of it works in place.  Raises BadInput for any other layer, naming it.
+    ReLU of it works in place.  Raises BadInput for any other layer, naming it, and a softmax that is not the last.
     """
     layers: list[nn.Module] = []
+    ended = False
     for layer in _leaves(model):
+        if ended and not isinstance(layer, IDLE):
+            raise BadInput("A softmax inside the network has no rule: only one behind the logits can be taken away.")
+        ended = ended or isinstance(layer, SOFTMAX)
         if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
             if not layers or not isinstance(layers[-1], KERNELS) or layer.running_mean is None:
                 raise BadInput("A BatchNorm stands behind no convolution or dense layer: it cannot be merged into one.")
@@ -78,7 +82,7 @@ def layered(model: nn.Module) -> nn.Sequential:
         elif isinstance(layer, KEPT):
             _check(layer)
             layers.append(deepcopy(layer).eval())
-        elif not isinstance(layer, DROPPED):
+        elif not isinstance(layer, IDLE + SOFTMAX):
             raise BadInput(
                 f"The layer {type(layer).__name__} has no rule: relevance goes back through convolutions, dense "
                 "layers, ReLU, pooling, fire modules and residual blocks only; take a gradient method instead."
@@ -130,7 +134,7 @@ def _check(layer: nn.Module) -> None:
 
 def has_addition(layers: nn.Sequential) -> bool:
     """Say whether some branches are added, as in a residual network."""
-    return any(isinstance(layer, Parallel) and layer.join == ADD for layer in layers)
+    return any(isinstance(layer, Parallel) and layer.join == ADD for layer in layers.modules())
 
 
 @dataclass

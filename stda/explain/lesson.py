@@ -50,6 +50,7 @@ def last_neuron(model: nn.Module, image: Tensor, target: Target = None) -> Neuro
     ``image`` is float32 ``(1, C, H, W)`` in [-1, 1].  A convolution has such a neuron at every place: the one with the
     largest output is taken.  Computed in float64.  Raises BadInput for a network whose layers have no rules.
     """
+    _check_single(image)
     with evaluating(model):
         chosen = int(targets_of(model, image, target)[0])
         subject = Subject(model, dtype=torch.float64)
@@ -64,8 +65,8 @@ def last_neuron(model: nn.Module, image: Tensor, target: Target = None) -> Neuro
     there[place] = 1.0
     linear = Kernel(layer, nonnegative=bool((x >= 0).all()))
     read = linear.transpose(there, x, alike).flatten() > 0
-    given = {name: rule(linear, x, out, there * out).flatten()[read].numpy() for name, rule in RULES.items()}
-    contributions = (linear.transpose(there, x, unchanged) * x).flatten()[read].numpy()
+    given = {name: rule(linear, x, out, there * out).flatten()[read].cpu().numpy() for name, rule in RULES.items()}
+    contributions = (linear.transpose(there, x, unchanged) * x).flatten()[read].cpu().numpy()
     bias = 0.0 if layer.bias is None else float(layer.bias[chosen])
     return Neuron(contributions, bias, float(out[place]), given)
 
@@ -75,8 +76,11 @@ def relevance_by_layer(model: nn.Module, image: Tensor, methods: Sequence[str], 
 
     ``methods`` are names of the LRP family and deep Taylor.  Columns ``layer`` and one per method; the first row is
     the logit, the row of a layer is the sum at its *input*, and the last row is that of the pixels.  In float64.
-    Raises BadInput for a method that does not work layer by layer.
+    Raises BadInput for no method, and for one that does not work layer by layer.
     """
+    if not len(methods):
+        raise BadInput("There are no sums without a method: take lrp_epsilon.")
+    _check_single(image)
     rows: dict[str, list[float]] = {}
     with evaluating(model):
         chosen = targets_of(model, image, target)
@@ -87,9 +91,14 @@ def relevance_by_layer(model: nn.Module, image: Tensor, methods: Sequence[str], 
                     f"'{name}' does not send relevance through this network layer by layer: take lrp_epsilon."
                 )
             subject.seen = []
-            lrp.METHODS[name].run(subject, subject.prepare(image), chosen)
+            lrp.METHODS[name].run(subject, subject.prepare(image), chosen.to(subject.device))
             rows[name] = [float(part.sum()) for part in subject.seen]
     return pd.DataFrame({"layer": ["logit", *reversed(_names(subject.layers))], **rows})
+
+
+def _check_single(image: Tensor) -> None:
+    if image.ndim != 4 or len(image) != 1:
+        raise BadInput(f"One decision is taken apart at a time: give one image (1, C, H, W), not {tuple(image.shape)}.")
 
 
 def _names(layers: nn.Sequential) -> list[str]:

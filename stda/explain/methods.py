@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from stda import BadInput
 from stda.explain import gradients, lrp, patterns
-from stda.explain.subject import Method, Subject, evaluating
+from stda.explain.subject import Method, Subject, evaluating, logits_of
 from stda.images import ImageSet
 
 # one class for all images (index or label), one per image, or None: the class with the largest logit of each image
@@ -42,8 +43,8 @@ def attribute(
     explain, knobs it does not have, missing patterns, and values that are not finite.
     """
     subject = Subject(model, dtype=dtype, seed=seed)
-    chosen = _method(method, subject)
-    _check_images(images)
+    chosen = method_of(method, subject)
+    check_images(images)
     parts = []
     with evaluating(model):
         targets = targets_of(model, images, target, batch_size=batch_size)
@@ -68,7 +69,7 @@ def obstacles(model: nn.Module) -> dict[str, str]:
 
 def described(names: Sequence[str]) -> pd.DataFrame:
     """Return a row per method: ``method, title, source``, what relevances ``sum to``, whether they are ``signed``."""
-    rows = [(name, METHODS[name]) for name in names]
+    rows = [(name, method_of(name)) for name in names]
     return pd.DataFrame(
         [(name, m.title, m.source, m.conserves or "nothing", "yes" if m.signed else "no") for name, m in rows],
         columns=["method", "title", "source", "sums to", "signed"],
@@ -79,16 +80,16 @@ def knobs_for(
     model: nn.Module, names: Sequence[str], train: ImageSet, *, estimator: str = "linear"
 ) -> dict[str, dict[str, Any]]:
     """Return by method the keyword arguments it cannot do without: patterns fitted on the train fold, for most none."""
-    needed = [name for name in names if METHODS[name].fitted]
+    needed = [name for name in names if method_of(name).fitted]
     fitted = patterns.fit_patterns(model, train, estimator=estimator) if needed else None
     return {name: {"patterns": fitted} if name in needed else {} for name in names}
 
 
-def _method(name: str, subject: Subject) -> Method:
+def method_of(name: str, subject: Subject | None = None) -> Method:
     """Return the method of this name; raise where it is unknown or cannot explain this network."""
     if name not in METHODS:
         raise BadInput(f"Unknown attribution method '{name}'; it must be one of {', '.join(METHODS)}.")
-    obstacle = subject.obstacle(METHODS[name])
+    obstacle = subject.obstacle(METHODS[name]) if subject else ""
     if obstacle:
         raise BadInput(f"{METHODS[name].title} cannot explain this network. {obstacle}")
     return METHODS[name]
@@ -105,33 +106,38 @@ def _unknown_knob(method: str, knobs: dict[str, Any], error: TypeError) -> Excep
     return BadInput(f"Method '{method}' has no knob '{unknown[0]}'; it has {', '.join(known) or 'none'}.")
 
 
-@torch.no_grad()
 def targets_of(model: nn.Module, images: Tensor, target: Target = None, *, batch_size: int = 256) -> Tensor:
     """Return the class index explained for each image, int64 ``(N,)`` on the CPU; see :func:`attribute`."""
-    first = next(model.parameters())
-    with evaluating(model):
-        parts = [model(part.to(first.device, first.dtype)).cpu() for part in images.split(batch_size)]
-    logits = torch.cat(parts)
+    logits = logits_of(model, images, batch_size=batch_size)
     if not torch.isfinite(logits).all():
         raise BadInput("The network's logits are not finite: its weights or activations are not; train it again.")
     if target is None:
         return logits.argmax(dim=1)
-    given = [target] if isinstance(target, int | str | np.integer) else list(target)
+    single = isinstance(target, str) or not hasattr(target, "__len__") or getattr(target, "ndim", 1) == 0
+    given = [target] if single else list(target)
     if len(given) not in (1, len(images)):
         raise BadInput(f"{len(given)} targets came with {len(images)} images: give one for all, or one for each.")
     classes = list(getattr(model, "classes", []))
     unknown = [name for name in given if isinstance(name, str) and name not in classes]
     if unknown:
         raise BadInput(f"Target '{unknown[0]}' is not a class of the model; its classes are {classes}.")
-    index = torch.tensor([classes.index(t) if isinstance(t, str) else int(t) for t in given])
+    try:
+        index = [classes.index(t) if isinstance(t, str) else operator.index(t) for t in given]
+    except (TypeError, ValueError):  # ValueError: a tensor of several numbers
+        kinds = sorted({type(t).__name__ for t in given})
+        raise BadInput(
+            f"target is of {', '.join(kinds)}; give a label or a class index, or one of them for each image."
+        ) from None
+    index = torch.tensor(index, dtype=torch.int64)
     if len(index) and (index.min() < 0 or index.max() >= logits.shape[1]):
         raise BadInput(f"Targets {sorted(set(index.tolist()))} are out of range; there are {logits.shape[1]} classes.")
     return index.expand(len(images)).clone()
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
     """Raise unless images are finite floating-point NCHW in [-1, 1]."""
-    if images.ndim != 4 or not images.is_floating_point():
-        raise BadInput(f"Attribution takes float images (N, C, H, W), got {images.dtype} {tuple(images.shape)}.")
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        found = f"{images.dtype} {tuple(images.shape)}" if hasattr(images, "dtype") else type(images).__name__
+        raise BadInput(f"Attribution takes float images as a tensor (N, C, H, W), got {found}.")
     if len(images) and not (images.abs().max() <= 1.0 + 1e-4):  # also false for NaN
         raise BadInput("Attribution takes finite images in [-1, 1]: make them with ImageSet.as_tensor().")

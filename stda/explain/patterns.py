@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stda import BadInput
 from stda.explain.layers import KERNELS, Parallel, Scale, Trace, has_addition, trace
-from stda.explain.subject import CHAIN, Method, Subject, evaluating
+from stda.explain.subject import CHAIN, Method, Subject, evaluating, logits_of
 from stda.images import ImageSet, require_train, to_tensor
 
 LINEAR, POSITIVE = "linear", "relu_positive"
@@ -56,7 +56,8 @@ def fit_patterns(
     it is zero or negative for some neurons of a trained network *(reading)*.  A neuron whose output does not vary has
     the pattern zero.
 
-    Raises BadInput for rows that are not of the train fold, an unknown estimator, and networks without patterns.
+    Raises BadInput for rows that are not of the train fold, images that the network cannot read, an unknown estimator,
+    and networks without patterns.
     """
     require_train(images, "A set of patterns")
     if estimator not in ESTIMATORS:
@@ -64,6 +65,7 @@ def fit_patterns(
     subject = Subject(model)
     if has_addition(subject.layers):
         raise BadInput(WHY)
+    logits_of(model, to_tensor(images.images[:1]), batch_size=1)  # raises where the network cannot read the images
     sums: dict[str, _Moments] = {}
     with evaluating(model):
         for start in range(0, len(images), batch_size):

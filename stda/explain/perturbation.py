@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from stda import BadInput
 from stda.compute import rng
-from stda.explain.methods import Target, attribute, targets_of
-from stda.explain.subject import evaluating
+from stda.explain.methods import Target, attribute, check_images, method_of, targets_of
+from stda.explain.subject import Subject, evaluating
 from stda.study import sub_seed
 
 if TYPE_CHECKING:
@@ -69,11 +69,14 @@ def perturbation_curves(
     Returns columns ``method, replace, ranking`` ("fixed" or "recomputed"), ``order`` (of random: 0, 1, ...), ``image,
     regions`` (0, 1, ...), ``probability``.  Raises BadInput for settings or shapes that do not fit.
     """
+    check_images(images)
     region_size = region_size or default_region_size(images.shape[-1])
     replaces = list(dict.fromkeys([replace] if isinstance(replace, str) else replace))
     batch_size = batch_size or _batch_size(model, images)
     again = _remaps(model, recomputed, seed, batch_size)
     _check(images, maps, again, region_size, random_orders, replaces, recompute_every)
+    if n_regions < 0 or batch_size < 1:
+        raise BadInput(f"n_regions is {n_regions} and batch_size {batch_size}; neither is ever negative.")
     orders = _Orders(images, region_size, n_regions, seed)
     fixed = list(orders.fixed(maps, random_orders))
     tables = []
@@ -105,14 +108,18 @@ def _batch_size(model: nn.Module, images: Tensor) -> int:
 def _remaps(
     model: nn.Module, recomputed: Sequence[str] | Mapping[str, Remap], seed: int, batch_size: int
 ) -> dict[str, Remap]:
-    """Return the functions that explain perturbed images, by name."""
+    """Return the functions that explain perturbed images, by name; raise for methods that cannot."""
     if isinstance(recomputed, Mapping):
         return dict(recomputed)
+    names = [recomputed] if isinstance(recomputed, str) else recomputed
+    subject = Subject(model, seed=seed)
+    fitted = [name for name in names if method_of(name, subject).fitted]
+    if fitted:
+        raise BadInput(f"Method '{fitted[0]}' needs patterns: map its name to a function of images and targets.")
 
     def explained(x: Tensor, target: Tensor, *, method: str) -> Tensor:
         return attribute(model, x, method, target, seed=seed, batch_size=min(64, batch_size))
 
-    names = [recomputed] if isinstance(recomputed, str) else recomputed
     return {name: partial(explained, method=name) for name in names}
 
 
@@ -336,9 +343,11 @@ def aopc_table(
     input magnitude under the same replacement; ``_low`` and ``_high`` bound them (:func:`mean_interval` over lesions:
     nan with one lesion, and for a reference against itself).  A recomputed ranking is compared with the same
     references.  Columns: ``arm`` (if given), ``method, replace, ranking, aopc, over_random, over_random_low,
-    over_random_high, over_input, over_input_low, over_input_high, images``.  Raises BadInput where a reference is
-    missing or ``groups`` does not fit.
+    over_random_high, over_input, over_input_low, over_input_high, images``.  Raises BadInput where curves or a
+    reference are missing or ``groups`` does not fit.
     """
+    if not len(curves):
+        raise BadInput("There is no area over no curve: pass all rows of perturbation_curves.")
     by = [column for column in ("arm", "replace") if column in curves]
     tables = []
     for key, part in curves.groupby(by, sort=False):

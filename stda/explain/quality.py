@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from stda import BadInput
 from stda.compute import rng
+from stda.explain.gradients import baseline_like
 from stda.explain.methods import METHODS, Target, attribute, targets_of
 from stda.explain.perturbation import FIXED, MAGNITUDE, RANDOM, Maps, mean_interval
-from stda.explain.subject import DIFFERENCE, LOGIT, NOTHING, evaluating
+from stda.explain.subject import DIFFERENCE, LOGIT, NOTHING, logits_of
 from stda.study import sub_seed
 
 TINY = 1e-3  # logits: what is smaller is not divided by, lest rounding look like a broken promise
@@ -39,17 +40,17 @@ def conservation_table(
     far its maps are from adding up.  ``error`` is ``|sum - promised| / max(|promised|, TINY)``.
 
     Returns columns ``method, promises`` ("logit", "difference" or ""), ``image, sum, promised, error``.  Raises
-    BadInput for maps that do not fit the images or are not finite.
+    BadInput for maps or a baseline that do not fit the images, and maps that are not finite.
     """
     targets = targets_of(model, images, target, batch_size=batch_size)
     logits = _logits(model, images, batch_size)[np.arange(len(images)), targets.numpy()]
-    start = torch.as_tensor(baseline).expand_as(images)
+    start = _logits(model, baseline_like(baseline, images[:1]), 1)[0, targets.numpy()]
     tables = []
     for name, values in maps.items():
         promises, signed = (METHODS[name].conserves, METHODS[name].signed) if name in METHODS else (NOTHING, True)
         promised = logits if signed or promises != LOGIT else logits.clip(min=0)
         if promises == DIFFERENCE:
-            promised = logits - _logits(model, start, batch_size)[np.arange(len(images)), targets.numpy()]
+            promised = logits - start
         sums = _summed(name, values, images).sum(axis=(1, 2))
         error = np.abs(sums - promised) / np.maximum(np.abs(promised), TINY)
         columns = {"method": name, "promises": promises, "image": np.arange(len(images))}
@@ -138,13 +139,9 @@ def _change(clean: np.ndarray, noisy: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return moved, (clean.argmax(axis=1) != noisy.argmax(axis=1)).astype(float)
 
 
-@torch.no_grad()
 def _logits(model: nn.Module, images: Tensor, batch_size: int) -> np.ndarray:
     """Return the logits, float64 ``(N, classes)``."""
-    first = next(model.parameters())
-    with evaluating(model):
-        parts = [model(part.to(first.device, first.dtype)).cpu().double() for part in images.split(batch_size)]
-    return torch.cat(parts).numpy()
+    return logits_of(model, images, batch_size=batch_size).double().numpy()
 
 
 def _summed(name: str, maps: Maps, images: Tensor) -> np.ndarray:

@@ -5,7 +5,7 @@ A map that stays as it was after the network has lost all that it learnt shows t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -50,15 +50,16 @@ def randomisation_table(
     is drawn alone, so ``randomised`` is 1.
 
     A layer is a convolution or dense layer with its BatchNorm; the branches of a fire module or residual block count as
-    one.  New weights and biases are normal around zero with the layer's own root mean square, so activations keep about
-    their size *(reading; the paper draws from the initialiser)*; with shuffled weights more target logits turned
-    negative.  An equal map has similarity 1, also if it is constant; a map that became constant, such as deep Taylor's
-    zero for a logit that is not positive, has 0, for nothing of the old one is left.
+    one, and so does a block of a network whose layers have no rules, such as MobileNetV2.  New weights and biases are
+    normal around zero with the layer's own root mean square, so activations keep about their size *(reading; the paper
+    draws from the initialiser)*; with shuffled weights more target logits turned negative.  An equal map has similarity
+    1, also if it is constant; a map that became constant, such as deep Taylor's zero for a logit that is not positive,
+    has 0, for nothing of the old one is left.
 
-    Raises BadInput for networks that are no sequence of layers, unknown methods, and missing ``train``.
+    Raises BadInput for unknown methods, methods that cannot explain the network, and missing ``train``.
     """
     _check(images, methods, train)
-    layers = layered(model)
+    layers = _copied(model)
     units = _units(layers)
     noise, trained = rng(seed), deepcopy(layers.state_dict())
     redrawn = {name: _redrawn(unit, noise) for name, unit in units.items()}
@@ -75,7 +76,7 @@ def randomisation_table(
     for step, (name, unit) in enumerate(units.items(), start=1):
         if not cascading:
             layers.load_state_dict(trained)
-        unit.load_state_dict(redrawn[name])
+        unit.load_state_dict(redrawn[name], strict=False)  # statistics of a BatchNorm stay
         after = explained()
         tables.append(_compared(before, after, name, step if cascading else 1))
         if callback:
@@ -83,18 +84,18 @@ def randomisation_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def forget(model: nn.Module, n_layers: int, *, seed: int) -> nn.Sequential:
-    """Return the network in layers, the last ``n_layers`` drawn anew: a step of :func:`randomisation_table`.
+def forget(model: nn.Module, n_layers: int, *, seed: int) -> nn.Module:
+    """Return the network (in layers, if they have rules), the last ``n_layers`` drawn anew.
 
-    Raises BadInput for networks that are no sequence of layers, and for more layers than there are.
+    It is that of a step of :func:`randomisation_table`.  Raises BadInput for more layers than there are.
     """
-    layers = layered(model)
+    layers = _copied(model)
     units = list(_units(layers).values())
     if not 0 <= n_layers <= len(units):
         raise BadInput(f"{n_layers} layers cannot be drawn anew; the network has {len(units)} with weights.")
     noise = rng(seed)
     for unit in units[:n_layers]:
-        unit.load_state_dict(_redrawn(unit, noise))
+        unit.load_state_dict(_redrawn(unit, noise), strict=False)
     return layers
 
 
@@ -151,25 +152,43 @@ def _check(images: Tensor, methods: Sequence[str], train: ImageSet | None) -> No
         raise BadInput(f"Method '{fitted[0]}' needs train, the train fold, to which its patterns are fitted.")
 
 
-def _units(layers: nn.Sequential) -> dict[str, nn.Module]:
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a frozen copy of the network, in layers if they all have rules."""
+    try:
+        return layered(model)
+    except BadInput:
+        return deepcopy(model).requires_grad_(False).eval()
+
+
+def _units(network: nn.Module) -> dict[str, nn.Module]:
     """Return the layers with weights by their names, such as "dense 3", "conv 5" or "block 2", top first."""
-    kinds = {nn.Conv2d: "conv", nn.Linear: "dense", Parallel: "block"}
-    counts = dict.fromkeys(kinds.values(), 0)
+    counts = dict.fromkeys(("conv", "dense", "block"), 0)
     units: dict[str, nn.Module] = {}
-    for layer in layers:
-        if any(isinstance(part, KERNELS) for part in layer.modules()):
-            kind = kinds[type(layer)]
-            counts[kind] += 1
-            units[f"{kind} {counts[kind]}"] = layer
+    for part in _parts(network):
+        kind = "conv" if isinstance(part, nn.Conv2d) else "dense" if isinstance(part, nn.Linear) else "block"
+        counts[kind] += 1
+        units[f"{kind} {counts[kind]}"] = part
     return dict(reversed(units.items()))
+
+
+def _parts(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield what is drawn anew as one, first to last; chains of several kernels are opened, blocks are not."""
+    inner = [part for part in network.children() if next(part.parameters(), None) is not None]
+    for part in inner:
+        n_kernels = sum(isinstance(layer, KERNELS) for layer in part.modules())
+        chain = isinstance(part, nn.Sequential) or (len(inner) == 1 and not isinstance(part, Parallel))
+        if chain and n_kernels > 1:
+            yield from _parts(part)
+        else:
+            yield part
 
 
 def _redrawn(unit: nn.Module, noise: torch.Generator) -> dict[str, Tensor]:
     """Return new weights and biases, normal around zero, each tensor with the root mean square of its old one."""
     drawn = {}
-    for name, old in unit.state_dict().items():
+    for name, old in unit.named_parameters():
         new = torch.randn(old.shape, generator=noise).to(old)
-        drawn[name] = new * old.square().mean().sqrt()
+        drawn[name] = new * old.detach().square().mean().sqrt()
     return drawn
 
 

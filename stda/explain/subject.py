@@ -18,6 +18,7 @@ from stda.explain.layers import has_addition, layered
 
 ANY, LAYERS, CHAIN = "any", "layers", "chain"
 LOGIT, DIFFERENCE, NOTHING = "logit", "difference", ""
+PRECISIONS = (torch.float32, torch.float64, torch.bfloat16)  # the rules divide by numbers below the smallest of float16
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class Subject:
     """
 
     def __init__(self, model: nn.Module, *, dtype: torch.dtype | None = None, seed: int = 0) -> None:
-        first = next(model.parameters())
+        first = first_weight(model)
         self.model, self.dtype, self.device = model, dtype or first.dtype, first.device
+        if self.dtype not in PRECISIONS:
+            raise BadInput(f"No relevances in {self.dtype}: take one of {', '.join(map(str, PRECISIONS))}.")
         self.noise = rng(seed)
         self.memo: dict[Any, Any] = {}
         self.seen: list[Tensor] | None = None
@@ -112,9 +115,34 @@ class Subject:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Put the model into evaluation mode (no dropout, fixed BatchNorm) and back into its mode afterwards."""
-    training = model.training
+    modes = [(part, part.training) for part in model.modules()]  # a BatchNorm may be frozen in a model that trains
     model.eval()
     try:
         yield model
     finally:
-        model.train(training)
+        for part, training in modes:
+            part.training = training
+
+
+def first_weight(model: nn.Module) -> Tensor:
+    """Return a weight of the model, which has its device and precision; raise where there is none."""
+    first = next(model.parameters(), None)
+    if first is None:
+        raise BadInput("The network has no weights: there is nothing to explain.")
+    return first
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor, *, batch_size: int) -> Tensor:
+    """Return the logits ``(N, K)`` on the CPU, in the model's precision; raise for images that it cannot read."""
+    if batch_size < 1:
+        raise BadInput(f"batch_size is {batch_size}; a forward pass takes at least 1 image.")
+    first = first_weight(model)
+    with evaluating(model):
+        try:
+            return torch.cat([model(part.to(first.device, first.dtype)).cpu() for part in images.split(batch_size)])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"The network cannot read images of shape {tuple(images.shape)} ({reason}).") from error

@@ -10,7 +10,7 @@ What is compared is the share of positive relevance inside the lesion beyond its
   is pooled over the arms, but never below the arm's own.
 - All comparisons of one table (arms, methods, artefacts) are **one family** for Holm's correction.  ``low, high`` is
   drawn at ``level``, the level at which Holm's procedure tested the row: it leaves out zero exactly when ``p_holm`` is
-  at most alpha.
+  at most alpha.  It ends where shares end (1 for the lesion, 2 for what an artefact drew).
 - **equivalent** if two one-sided tests against +-smallest_difference (Holm-adjusted as well) show the difference to be
   smaller than that; else **more** or **less** if ``p_holm`` <= alpha; else **no difference seen**, which is no proof
   that there is none.  With one replicate the interval is of lesions only, and the answer is **undecided**.  An arm that
@@ -192,7 +192,9 @@ def _answered(
     for row in rows:
         row |= {"answer": NONE_RAN, "evidence": "none", "smallest_difference": bound}
     for k, i in enumerate(asked):
-        low, high = found[i].interval(levels[k])
+        # no two shares differ by more than one, no two differences of shares by more than two
+        widest = 1.0 if rows[i]["what"] == LESION else 2.0
+        low, high = np.clip(found[i].interval(levels[k]), -widest, widest)
         rows[i] |= {"difference": found[i].mean, "low": low, "high": high, "level": levels[k]}
         if single[k]:
             rows[i] |= {"answer": "undecided", "evidence": "lesions only"}

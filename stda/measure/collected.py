@@ -181,13 +181,14 @@ def _relevance(run: Stage, study: str, explained: list[Job]) -> dict[str, pd.Dat
         types = {"replicate": int, **dict.fromkeys(words.split(), object), **dict.fromkeys(numbers.split(), float)}
         read = {"dtype": dict.fromkeys(words.split(), str), "keep_default_na": False}
         read["na_values"] = {column: [""] for column in numbers.split()}
-        parts = [
-            pd.read_csv(folder / f"{name}.csv", **read).assign(replicate=job.replicate)
-            for job, folder in folders.items()
-            if (folder / f"{name}.csv").is_file()
-        ]
-        empty = pd.DataFrame(columns=list(types)).astype(types)
-        tables[name] = pd.concat(parts, ignore_index=True)[list(types)] if parts else empty
+        parts = [pd.DataFrame(columns=list(types)).astype(types)]
+        for job, folder in folders.items():
+            if (folder / f"{name}.csv").is_file():
+                part = pd.read_csv(folder / f"{name}.csv", **read).assign(replicate=job.replicate)
+                if not set(types) <= set(part):
+                    raise BadInput(f"{name}.csv of {job.key} lacks columns: an older notebook 07 made it, run again.")
+                parts.append(part[list(types)])
+        tables[name] = pd.concat(parts[1:] or parts, ignore_index=True)
     return tables
 
 

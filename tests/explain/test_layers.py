@@ -80,6 +80,7 @@ def test_softmax_is_taken_away():
         (nn.Sequential(nn.Conv2d(3, 3, 3, padding="same")), "zero padding"),
         (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")), "zero padding"),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Sigmoid()), "Sigmoid"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Softmax(1), nn.Linear(3, 3)), "softmax inside"),
     ],
 )
 def test_a_layer_without_a_rule_is_named(model, words):

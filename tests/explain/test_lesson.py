@@ -82,6 +82,16 @@ def test_methods_that_do_not_go_layer_by_layer_are_refused(model, image, name):
         explain.relevance_by_layer(model, image, [name])
 
 
+def test_one_image_and_some_method_are_asked_for(model, image):
+    with pytest.raises(BadInput, match="without a method"):
+        explain.relevance_by_layer(model, image, [])
+    for images in (torch.cat([image, image]), image[:0], image[0]):
+        with pytest.raises(BadInput, match="one image"):
+            explain.relevance_by_layer(model, images, ["lrp_epsilon"])
+        with pytest.raises(BadInput, match="one image"):
+            explain.last_neuron(model, images, 0)
+
+
 def test_networks_without_rules_are_refused(image):
     model = classify.build("mobilenet_v2", n_classes=3, size=32)
     with pytest.raises(BadInput, match="MobileNetV2"):

@@ -1,5 +1,7 @@
 import warnings
+from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -35,6 +37,14 @@ def test_attribution_leaves_the_model_alone(model, images):
     model.eval()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_a_frozen_batch_norm_stays_frozen(model, images):
+    own = deepcopy(model).train()
+    frozen = next(layer for layer in own.modules() if isinstance(layer, nn.BatchNorm2d)).eval()
+    explain.attribute(own, images, "gradient")
+    assert own.training
+    assert not frozen.training
 
 
 FREE = [name for name, method in explain.METHODS.items() if not method.fitted]  # the others need patterns
@@ -102,6 +112,15 @@ def test_no_images(model, images):
         ({"target": -1}, "out of range"),
         ({"target": "melanoma"}, "not a class"),
         ({"target": [0, 1]}, "2 targets came with 5 images"),
+        ({"target": 1.5}, "target is of float"),
+        ({"target": [0, None, 1, 2, 3]}, "NoneType"),
+        ({"target": torch.zeros(5, 2, dtype=torch.long)}, "target is of Tensor"),
+        ({"images": np.zeros((1, 3, 32, 32), dtype=np.float32)}, "as a tensor"),
+        ({"images": torch.zeros(1, 1, 32, 32)}, "cannot read images of shape"),
+        ({"images": torch.zeros(1, 3, 64, 64)}, "cannot read images of shape"),
+        ({"batch_size": 0}, "at least 1 image"),
+        ({"model": nn.Sequential(nn.Flatten())}, "no weights"),
+        ({"method": "deep_taylor", "dtype": torch.float16}, "No relevances in torch.float16"),
         ({"images": torch.zeros(3, 32, 32)}, "float images"),
         ({"images": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}, "float images"),
         ({"images": torch.full((1, 3, 32, 32), 255.0)}, "as_tensor"),
@@ -109,9 +128,21 @@ def test_no_images(model, images):
     ],
 )
 def test_bad_input_is_a_sentence(model, images, change, words):
-    arguments = {"images": images, "method": "gradient", "target": None} | change
+    arguments = {"model": model, "images": images, "method": "gradient", "target": None} | change
     with pytest.raises(BadInput, match=words):
-        explain.attribute(model, **arguments)
+        explain.attribute(**arguments)
+
+
+@pytest.mark.parametrize("target", [torch.tensor(1), np.array(1), np.int64(1), "b", [1] * 5, torch.ones(5).long()])
+def test_a_target_is_given_in_many_forms(model, images, target):
+    assert explain.targets_of(model, images, target).tolist() == [1] * 5
+
+
+def test_names_of_methods_are_checked(model):
+    with pytest.raises(BadInput, match="Unknown attribution method"):
+        explain.described(["saliency"])
+    with pytest.raises(BadInput, match="Unknown attribution method"):
+        explain.knobs_for(model, ["saliency"], None)
 
 
 def test_maps_that_are_not_finite_are_refused(images):
@@ -131,6 +162,7 @@ def test_the_study_knows_the_methods_and_what_they_need():
         (CHAIN, sections.CHAIN_METHODS),
     ):
         assert [name for name, method in explain.METHODS.items() if method.network == network] == list(known)
+    assert {name for name, method in explain.METHODS.items() if method.fitted} == set(sections.PATTERN_METHODS)
     table = explain.described(list(explain.METHODS))
     assert table["title"].is_unique
     assert set(table["sums to"]) == {"nothing", "logit", "difference"}

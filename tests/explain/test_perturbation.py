@@ -363,11 +363,22 @@ def test_default_region_size():
         ({"maps": {"random": np.zeros((4, 3, 12, 12))}}, "none called"),
         ({"maps": {"input magnitude": np.zeros((4, 3, 12, 12))}}, "none called"),
         ({"recomputed": ["wrong"]}, "Unknown attribution method 'wrong'"),
+        ({"recomputed": "pattern_net"}, "map its name to a function"),
+        ({"n_regions": -1}, "n_regions is -1"),
+        ({"batch_size": -8}, "batch_size -8"),
+        ({"images": torch.zeros(3, 12, 12)}, "float images"),
         ({"recomputed": {"m": lambda x, target: x[:, :, :6]}}, "shape"),
     ],
 )
 def test_bad_input_is_a_sentence(case, change, words):
     model, images, maps = case
-    arguments = {"maps": {"m": maps}, "seed": 0, "region_size": 4, "fill": FILL} | change
+    arguments = {"images": images, "maps": {"m": maps}, "seed": 0, "region_size": 4, "fill": FILL} | change
     with pytest.raises(BadInput, match=words):
-        explain.perturbation_curves(model, images, **arguments)
+        explain.perturbation_curves(model, **arguments)
+
+
+def test_no_curve_has_no_area(case):
+    model, images, maps = case
+    curves = explain.perturbation_curves(model, images, {"m": maps}, seed=0, region_size=4, fill=FILL)
+    with pytest.raises(BadInput, match="no curve"):
+        explain.aopc_table(curves.iloc[:0])

@@ -241,6 +241,21 @@ def test_bad_input_is_a_sentence(model, images, train, table):
         explain.sanity_summary(table, threshold=1.5)
 
 
+def test_a_network_without_rules_forgets_block_by_block(images):
+    model = classify.build("mobilenet_v2", n_classes=3, size=32).eval()
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    table = explain.randomisation_table(model, images[:2], ["gradient", "input"], seed=0)
+    units = table["layer"].unique()
+    assert units[:3].tolist() == ["none", "block 20", "block 19"]  # classifier, last convolution, then 17 blocks...
+    assert len(units) == 21
+    last = table[table["randomised"] == 20]
+    assert (last.loc[last["method"] == "gradient", "spearman"] < 0.5).all()
+    assert (last["spearman"][last["method"] == "input"] == 1).all()
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+    for name, values in explain.forget(model, 20, seed=0).named_parameters():
+        assert not torch.equal(values, before[name]) or not before[name].any(), name
+
+
 def test_a_network_forgets_as_in_the_table(model, images):
     """Its maps are those that the table compares: the same seed, the same new weights."""
     table = explain.randomisation_table(model, images, ["gradient"], seed=5, target=0)
