@@ -54,7 +54,7 @@ def test_the_difference_is_the_paired_mean():
 
 
 def test_a_wide_spread_over_replicates_gives_the_t_interval_of_the_replicates():
-    table = study({"plain": 0.0, "wgan": 0.0}, replicates=3, spread=0.2, noise=1e-6)
+    table = study({"plain": 0.0, "wgan": 0.0}, replicates=3, spread=0.1, noise=1e-6)
     wide = table.pivot(index=["replicate", "image_id"], columns="arm", values="gain")
     means = (wide["wgan"] - wide["plain"]).groupby("replicate").mean()
     low, high = stats.t.interval(0.9, 2, means.mean(), means.std() / np.sqrt(3))
