@@ -363,7 +363,6 @@ def test_default_region_size():
         ({"maps": {"random": np.zeros((4, 3, 12, 12))}}, "none called"),
         ({"maps": {"input magnitude": np.zeros((4, 3, 12, 12))}}, "none called"),
         ({"recomputed": ["wrong"]}, "Unknown attribution method 'wrong'"),
-        ({"recomputed": "pattern_net"}, "map its name to a function"),
         ({"n_regions": -1}, "n_regions is -1"),
         ({"batch_size": -8}, "batch_size -8"),
         ({"images": torch.zeros(3, 12, 12)}, "float images"),
@@ -375,6 +374,13 @@ def test_bad_input_is_a_sentence(case, change, words):
     arguments = {"images": images, "maps": {"m": maps}, "seed": 0, "region_size": 4, "fill": FILL} | change
     with pytest.raises(BadInput, match=words):
         explain.perturbation_curves(model, **arguments)
+
+
+def test_methods_with_patterns_are_no_names_to_recompute():
+    images = torch.zeros(1, 3, 12, 12)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 2))
+    with pytest.raises(BadInput, match="map its name to a function"):
+        explain.perturbation_curves(network, images, {"m": images}, seed=0, fill=FILL, recomputed="pattern_net")
 
 
 def test_no_curve_has_no_area(case):
