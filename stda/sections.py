@@ -273,7 +273,7 @@ class ExplainabilitySection(Section):
 
     methods: list[AttributionMethod] = Field([], description="attribution methods; empty: all that the network allows")
     attention_methods: list[AttributionMethod] = Field(
-        ["deep_taylor", "integrated_gradients"], min_length=1, description="methods by which all arms are compared"
+        ["deep_taylor", "deeplift"], min_length=1, description="methods by which all arms are compared"
     )
     n_images: int = Field(32, ge=1, description="test images that all methods explain, drawn evenly from the classes")
     n_attention: int = Field(96, ge=1, description="test images by which all arms are compared, drawn evenly, too")

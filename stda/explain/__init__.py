@@ -3,7 +3,7 @@
 from stda.explain.focus import artefact_table, focus_table, usable_masks
 from stda.explain.gradients import completeness_error
 from stda.explain.lesson import last_neuron, relevance_by_layer
-from stda.explain.methods import METHODS, attribute, described, knobs_for, obstacles, targets_of
+from stda.explain.methods import METHODS, attribute, described, evidence, knobs_for, obstacles, targets_of
 from stda.explain.patterns import Patterns, fit_patterns
 from stda.explain.perturbation import (
     REPLACEMENTS,
@@ -27,6 +27,7 @@ __all__ = [
     "conservation_table",
     "default_region_size",
     "described",
+    "evidence",
     "fit_patterns",
     "focus_table",
     "forget",

@@ -1,7 +1,8 @@
 """Focus: how much of what speaks for the class lies inside the lesion, or on an artefact that was drawn.
 
 The share of positive relevance inside a region is the *relevance mass accuracy* of Arras, Osman and Samek (2022,
-Information Fusion 81), channels summed before the sign is taken.  Read it against the share of the pixels that the
+Information Fusion 81), channels summed before the sign is taken; of methods whose sign is no evidence, such as the
+gradient, absolute values count (:func:`stda.explain.evidence`).  Read it against the share of the pixels that the
 region covers: a map that spreads its relevance evenly has just that much inside, and so has a random one in the mean.
 """
 
@@ -15,7 +16,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from stda import BadInput
-from stda.explain.methods import Target, attribute, targets_of
+from stda.explain.methods import Target, attribute, evidence, targets_of
 from stda.images import ImageSet, to_tensor
 
 FOCUS_COLUMNS = ("method", "image_id", "group", "label", "inside", "area", "gain")
@@ -123,8 +124,7 @@ def _shares(name: str, maps: np.ndarray | Tensor, region: np.ndarray) -> np.ndar
 
     Also nan where the region is nothing or everything.
     """
-    maps = np.asarray(maps, dtype=np.float64)
-    maps = maps.sum(axis=1) if maps.ndim == 4 else maps
+    maps = evidence(name, maps)
     if maps.shape != region.shape:
         raise BadInput(f"The maps of '{name}' have shape {maps.shape}, the regions {region.shape}: they must agree.")
     if not np.isfinite(maps).all():

@@ -376,15 +376,15 @@ def baseline_like(baseline: float | Tensor | np.ndarray, x: Tensor) -> Tensor:
 
 
 METHODS = {
-    "input": Method(input_values, "input", "what a map is compared with"),
-    "random": Method(random, "random", "what a map is compared with"),
-    "gradient": Method(gradient, "gradient", "Simonyan et al. 2014"),
+    "input": Method(input_values, "input", "what a map is compared with", evidence=False),
+    "random": Method(random, "random", "what a map is compared with", evidence=False),
+    "gradient": Method(gradient, "gradient", "Simonyan et al. 2014", evidence=False),
     "input_x_gradient": Method(input_x_gradient, "input x gradient", "Shrikumar et al. 2016"),
-    "deconvnet": Method(deconvnet, "deconvnet", "Zeiler and Fergus 2014", LAYERS),
-    "guided_backprop": Method(guided_backprop, "guided backprop", "Springenberg et al. 2015", LAYERS),
+    "deconvnet": Method(deconvnet, "deconvnet", "Zeiler and Fergus 2014", LAYERS, evidence=False),
+    "guided_backprop": Method(guided_backprop, "guided backprop", "Springenberg et al. 2015", LAYERS, evidence=False),
     "integrated_gradients": Method(
         integrated_gradients, "integrated gradients", "Sundararajan et al. 2017", conserves=DIFFERENCE
     ),
-    "smoothgrad": Method(smoothgrad, "SmoothGrad", "Smilkov et al. 2017"),
+    "smoothgrad": Method(smoothgrad, "SmoothGrad", "Smilkov et al. 2017", evidence=False),
     "deeplift": Method(deeplift, "DeepLIFT (rescale)", "Shrikumar et al. 2017", LAYERS, conserves=DIFFERENCE),
 }

@@ -19,6 +19,7 @@ from stda.images import ImageSet
 # one class for all images (index or label), one per image, or None: the class with the largest logit of each image
 Target = None | int | str | Sequence | np.ndarray | Tensor
 
+PIXELS = 2**18  # in a batch: some GB of activations for VGG16, at any size of image
 METHODS: dict[str, Method] = {**gradients.METHODS, **lrp.METHODS, **patterns.METHODS}
 
 
@@ -28,7 +29,7 @@ def attribute(
     method: str,
     target: Target = None,
     *,
-    batch_size: int = 64,
+    batch_size: int = 0,  # images at once; 0: as many as have 2**18 pixels together, at most 64
     dtype: torch.dtype | None = None,  # precision of the computation; None: that of the model's weights
     seed: int = 0,  # of the methods that draw random numbers
     **knobs: Any,
@@ -45,6 +46,7 @@ def attribute(
     subject = Subject(model, dtype=dtype, seed=seed)
     chosen = method_of(method, subject)
     check_images(images)
+    batch_size = batch_size or max(1, min(64, PIXELS // max(1, images.shape[2:].numel())))
     parts = []
     with evaluating(model):
         targets = targets_of(model, images, target, batch_size=batch_size)
@@ -61,6 +63,18 @@ def attribute(
     return result
 
 
+def evidence(method: str, maps: np.ndarray | Tensor) -> np.ndarray:
+    """Return how much each pixel matters, by maps of a method: float64 ``(N, H, W)``.
+
+    Relevances ``(N, C, H, W)`` are summed over the channels (``(N, H, W)`` are taken as they are).  Where a method's
+    sign is no evidence for or against the class (:class:`Method`), the absolute values count.
+    """
+    values = np.asarray(maps, dtype=np.float64)
+    if method in METHODS and not METHODS[method].evidence:
+        values = np.abs(values)
+    return values.sum(axis=1) if values.ndim == 4 else values
+
+
 def obstacles(model: nn.Module) -> dict[str, str]:
     """Return for every method why it cannot explain this network, in one sentence; empty where it can."""
     subject = Subject(model)
@@ -68,11 +82,12 @@ def obstacles(model: nn.Module) -> dict[str, str]:
 
 
 def described(names: Sequence[str]) -> pd.DataFrame:
-    """Return a row per method: ``method, title, source``, what relevances ``sum to``, whether they are ``signed``."""
-    rows = [(name, method_of(name)) for name in names]
+    """Return a row per method: ``method, title, source``, what relevances ``sum to``, and what is to be ``read``."""
+    known = {name: method_of(name) for name in names}
+    read = {name: ("for, against" if m.signed else "for") if m.evidence else "size" for name, m in known.items()}
     return pd.DataFrame(
-        [(name, m.title, m.source, m.conserves or "nothing", "yes" if m.signed else "no") for name, m in rows],
-        columns=["method", "title", "source", "sums to", "signed"],
+        [(name, m.title, m.source, m.conserves or "nothing", read[name]) for name, m in known.items()],
+        columns=["method", "title", "source", "sums to", "read"],
     )
 
 

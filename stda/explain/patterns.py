@@ -245,7 +245,7 @@ def _gradient(layer: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
 
 
 METHODS = {
-    "pattern_net": Method(pattern_net, "PatternNet", "Kindermans et al. 2018", CHAIN, WHY, fitted=True),
+    "pattern_net": Method(pattern_net, "PatternNet", "Kindermans et al. 2018", CHAIN, WHY, evidence=False, fitted=True),
     "pattern_attribution": Method(
         pattern_attribution, "PatternAttribution", "Kindermans et al. 2018", CHAIN, WHY, fitted=True
     ),

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from stda import BadInput
 from stda.compute import rng
-from stda.explain.methods import Target, attribute, check_images, method_of, targets_of
+from stda.explain.methods import Target, attribute, check_images, evidence, method_of, targets_of
 from stda.explain.subject import Subject, evaluating
 from stda.study import sub_seed
 
@@ -56,8 +56,9 @@ def perturbation_curves(
     """Replace regions, most relevant first, and record the probability of the target class.
 
     ``images`` is float32 ``(N, C, H, W)`` in [-1, 1]; ``maps`` name to relevances ``(N, C, H, W)`` or ``(N, H, W)``.
-    Regions are squares of a grid (smaller at the right and lower edge) ranked by mean relevance; equal ones come in an
-    order drawn at random, so that a map without content does as well as chance and no better.  Two reference orders
+    Regions are squares of a grid (smaller at the right and lower edge) ranked by mean relevance, or mean absolute value
+    for methods whose sign is no evidence (:func:`stda.explain.evidence`); equal ones come in an order drawn at
+    random, so that a map without content does as well as chance and no better.  Two reference orders
     are always part of the result: "random", and "input magnitude", the mean absolute value in [-1, 1], which is the
     distance from mid-grey.  ``replace`` is "mean" (``fill``), "zeros" (mid-grey), "noise" (``fill`` plus Gaussian noise
     of the image's own spread) or "blur" (a Gaussian of the region's side).
@@ -233,7 +234,7 @@ class _Orders:
         """Return the relevance of each region, ``(N, regions)``; raise where the maps do not fit the images."""
         if tuple(maps.shape) not in (tuple(self.images.shape), (len(self.images), *self.images.shape[2:])):
             raise BadInput(f"The maps of '{name}' have shape {tuple(maps.shape)}, the images {self.images.shape}.")
-        relevance = region_relevance(maps, self.region_size).flatten(1)
+        relevance = region_relevance(evidence(name, maps), self.region_size).flatten(1)
         if not torch.isfinite(relevance).all():
             raise BadInput(
                 f"The maps of '{name}' are not finite: the network that they explain is broken; train again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from stda.study import sub_seed
 
 TINY = 1e-3  # logits: what is smaller is not divided by, lest rounding look like a broken promise
 VALUE_RANGE = 2.0  # of pixels in [-1, 1]
+YES, NO, UNDECIDED = "yes", "no", "undecided"  # does a method read the weights?
+REFERENCES = (RANDOM, MAGNITUDE, "input")  # ignore the network by construction: what methods are compared with
 
 
 def conservation_table(
@@ -173,13 +176,13 @@ def method_table(
     ``over_random`` and ``over_input`` are AOPC gains of the fixed ranking with their intervals; ``promises`` and
     ``conservation_error`` (median over images, nan without a promise) say whether the maps add up; ``randomised`` is
     the rank correlation of the maps with those of the fully randomised network, where a map that reads the network has
-    about 0, ``cascade`` its mean over all steps on the way, and ``passes`` (missing where the test was not run) says
-    whether both are low enough for :func:`sanity_summary`; ``lesion_gain`` is the mean share of positive relevance in
-    the lesion minus the lesion's share of the area; ``stability`` the mean similarity under noise, over all its levels,
-    and ``flipped`` the share of noisy pictures that the network itself gave another class.  ``_low`` and ``_high`` are
-    bootstrap intervals over lesions where the table names them in a column ``group``, else over images; nan with only
-    one of them.  A test that was not run, as a table or for a method, leaves nan.  Rows are sorted by ``over_random``
-    within the arm.
+    about 0, ``cascade`` its mean over all steps on the way, and ``reads_weights`` the answer of :func:`sanity_summary`:
+    "yes", "no", "undecided", or "" where the test was not run; ``lesion_gain`` is the mean share of positive relevance
+    in the lesion minus the lesion's share of the area; ``stability`` the mean similarity under noise, over all its
+    levels, and ``flipped`` the share of noisy pictures that the network itself gave another class.  ``_low`` and
+    ``_high`` are bootstrap intervals over lesions where the table names them in a column ``group``, else over images;
+    nan with only one of them, and not corrected for the number of methods.  A test that was not run, as a table or for
+    a method, leaves nan.  Rows are sorted by ``over_random`` within the arm.
 
     Raises BadInput when there is no table, when only some have a column ``arm``, and for a ``sanity`` that is no
     summary.
@@ -201,7 +204,8 @@ def method_table(
     table = index
     for part in columns:
         table = table.merge(part, on=by, how="left")
-    table["promises"] = table["promises"].fillna("")
+    words = ["promises", "reads_weights"]
+    table[words] = table[words].fillna("")
     arms = {arm: i for i, arm in enumerate(dict.fromkeys(index["arm"]))} if "arm" in by else {}
     place = table["arm"].map(arms) if arms else pd.Series(0, index=table.index)
     order = pd.DataFrame({"arm": place, "gain": -table["over_random"]}).sort_values(["arm", "gain"], kind="stable")
@@ -232,12 +236,12 @@ def _promised(conservation: pd.DataFrame | None, by: list[str]) -> pd.DataFrame:
 
 def _randomised(sanity: pd.DataFrame | None, by: list[str]) -> pd.DataFrame:
     """Return the result of the randomisation check by method."""
-    names = {"spearman_after": "randomised", "spearman_mean": "cascade", "passes": "passes"}
+    names = {"spearman_after": "randomised", "spearman_mean": "cascade", "answer": "reads_weights"}
     if sanity is None or not len(sanity):
-        return _empty(by, list(names.values())).astype({"passes": "boolean"})
+        return _empty(by, list(names.values()))
     if not set(names) <= set(sanity):
         raise BadInput("sanity is not a table of explain.sanity_summary: give it that of randomisation_table first.")
-    return sanity[[*by, *names]].rename(columns=names).astype({"passes": "boolean"})
+    return sanity[[*by, *names]].rename(columns=names)
 
 
 def _means(
@@ -257,7 +261,8 @@ def _means(
 
 def _empty(by: list[str], columns: list[str]) -> pd.DataFrame:
     """Return a table without rows, which leaves nan when it is merged."""
-    return pd.DataFrame({c: pd.Series(dtype=object if c in (*by, "promises") else float) for c in [*by, *columns]})
+    words = (*by, "promises", "reads_weights")
+    return pd.DataFrame({c: pd.Series(dtype=object if c in words else float) for c in [*by, *columns]})
 
 
 def method_sentence(
@@ -267,50 +272,79 @@ def method_sentence(
 ) -> str:
     """Say in plain sentences what :func:`method_table` shows, a paragraph per arm.
 
-    A method is better than a reference order when the interval of its gain lies above zero, worse when it lies below;
-    without an interval (one lesion, one image) nothing is either.  Whether a method passes the sanity check is what
-    :func:`sanity_summary` says; of maps of the input and of random numbers it is not said, for they ignore the network
-    by construction and are only what maps are compared with.  A test that nobody took is said to be missing.
+    First the methods that pass every trial that was run in the arm: the intervals of both AOPC gains lie above zero,
+    the sanity check answers "yes", and the promise of what relevances sum to is kept (a method without one has none to
+    break).  Then how many pass each trial, of those that took it; "worse" are those whose interval lies below zero.
+    Without an interval (one lesion, one image) nothing is shown.  Every interval stands for itself: none is corrected
+    for the number of methods, so of many useless methods a few pass a trial by luck.  Maps of the input and of random
+    numbers and the order of input magnitude are not counted.  A trial that nobody took is said to be missing.
     """
     parts = table.groupby("arm", sort=False) if "arm" in table else [("", table)]
     paragraphs = []
     for arm, part in parts:
-        part = part[~part["method"].isin([RANDOM, MAGNITUDE])]
-        checked = part[part["passes"].notna() & (part["method"] != "input")]
-        sentences = [
-            *_perturbation_words(part),
-            _verdict(
-                checked["method"][~checked["passes"].astype(bool)],
-                "not shown to pass the sanity check (the rank correlation with the maps of the trained network must be "
-                "shown to be below the threshold both after all weights are random and over the whole cascade)",
-                "Every method passes the sanity check.",
-                "The sanity check was not run.",
-                checked["passes"],
-            ),
-            _verdict(
-                part["method"][part["conservation_error"] > conservation_tolerance],
-                f"off by more than {conservation_tolerance:.2g} of what the relevances were promised to sum to",
-                "Every method that promises what its relevances sum to keeps the promise.",
-                "No promise of what relevances sum to was checked.",
-                part["conservation_error"],
-            ),
-            _noise_words(part["flipped"]),
-        ]
+        counted = part[~part["method"].isin(REFERENCES)]
+        trials = _trials(counted, conservation_tolerance)
+        run = [trial for trial in trials if trial.taken.any()]
+        sentences = [trial.missing for trial in trials if trial not in run]
+        if run:
+            passed = np.logical_and.reduce([trial.passed for trial in run])
+            taken = np.logical_or.reduce([trial.taken for trial in run])
+            clauses = ", ".join(trial.clause() for trial in run)
+            methods = f"{len(counted)} methods" if len(counted) > 1 else "1 method"
+            counts = f"Of {methods} {clauses}; the intervals are not corrected for the number of methods."
+            sentences = [_passing(counted["method"][passed & taken]), counts, *sentences]
+        sentences.append(_noise_words(part["flipped"]))
         paragraphs.append((f"Arm {arm}: " if "arm" in table else "") + " ".join(sentences))
     return "\n\n".join(paragraphs)
 
 
-def _perturbation_words(part: pd.DataFrame) -> list[str]:
-    """Return the sentences on region perturbation."""
-    methods, said = part["method"], []
-    for column, reference in (("over_random", "random orders"), ("over_input", "the order of input magnitude")):
-        better, worse = part[f"{column}_low"] > 0, part[f"{column}_high"] < 0
-        missing = f"No map was compared with {reference}."
-        none = f"No map is shown to be better than {reference}."
-        said.append(_verdict(methods[better], f"better than {reference}", none, missing, part[column]))
-        if worse.any():
-            said.append(_verdict(methods[worse], f"worse than {reference}", "", "", part[column]))
-    return said
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """One trial: which methods took it, which did not fail, and the words for how many passed."""
+
+    taken: pd.Series
+    passed: pd.Series  # also where it was not taken, if it need not be
+    one: str  # after a count of one
+    many: str
+    beside: pd.Series  # who is counted in brackets
+    called: str
+    missing: str  # the sentence if nobody took it
+
+    def clause(self) -> str:
+        """Return such as "7 of the 9 tried are shown to read the weights (1 undecided)"."""
+        count, tried, beside = (int(s.sum()) for s in (self.passed & self.taken, self.taken, self.beside))
+        who = f"{count or 'none'}" + ("" if tried == len(self.taken) else f" of the {tried} tried")
+        return f"{who} {self.one if count == 1 else self.many}" + (f" ({beside} {self.called})" if beside else "")
+
+
+def _trials(part: pd.DataFrame, tolerance: float) -> list[_Trial]:
+    """Return the trials of the methods of one arm."""
+    reads, error = part["reads_weights"], part["conservation_error"]
+    trials = []
+    for column, verbs, better, missing in (
+        ("over_random", ("finds ", "find "), "decisive regions better than random orders", "random orders"),
+        ("over_input", ("", ""), "better than the input's own magnitude", "the order of input magnitude"),
+    ):
+        words = [f"{verb}{better}" for verb in verbs]
+        passed, worse = part[f"{column}_low"] > 0, part[f"{column}_high"] < 0
+        trials.append(
+            _Trial(part[column].notna(), passed, *words, worse, "worse", f"No map was compared with {missing}.")
+        )
+    words = ["is shown to read the weights", "are shown to read the weights"]
+    known, open_ = reads.isin([YES, NO, UNDECIDED]), reads == UNDECIDED
+    trials.append(_Trial(known, reads == YES, *words, open_, UNDECIDED, "The sanity check was not run."))
+    words = ["keeps its promise of what relevances sum to", "keep their promise of what relevances sum to"]
+    missing, broken = "No promise of what relevances sum to was checked.", error > tolerance
+    return [*trials, _Trial(error.notna(), ~broken, *words, broken, "broken", missing)]
+
+
+def _passing(methods: pd.Series) -> str:
+    """Return the sentence that names the methods that pass everything."""
+    if not len(methods):
+        return "No method passes every trial."
+    *first, last = [METHODS[name].title if name in METHODS else str(name) for name in methods]
+    names = f"{', '.join(first)} and {last}" if first else last
+    return f"{names[0].upper()}{names[1:]} {'pass' if first else 'passes'} every trial that was run."
 
 
 def _noise_words(flipped: pd.Series) -> str:
@@ -318,14 +352,3 @@ def _noise_words(flipped: pd.Series) -> str:
     if not flipped.notna().any():
         return "Stability under noise was not measured."
     return f"Under the noise of the stability test the network itself changes {flipped.mean():.0%} of its answers."
-
-
-def _verdict(methods: pd.Series, what: str, none: str, missing: str, measured: pd.Series) -> str:
-    """Return "a, b and c are <what>.", or the sentence for none of the methods, or for no measurement at all."""
-    if not measured.notna().any():
-        return missing
-    if not len(methods):
-        return none
-    *first, last = [METHODS[name].title if name in METHODS else str(name) for name in methods]
-    names = f"{', '.join(first)} and {last}" if first else last
-    return f"{names[0].upper()}{names[1:]} {'are' if first else 'is'} {what}."

@@ -19,7 +19,7 @@ from stda.compute import rng
 from stda.explain.layers import KERNELS, Parallel, layered
 from stda.explain.methods import METHODS, Target, attribute, knobs_for, targets_of
 from stda.explain.perturbation import mean_interval
-from stda.explain.quality import rank_correlation
+from stda.explain.quality import NO, UNDECIDED, YES, rank_correlation
 from stda.images import ImageSet
 
 NONE = "none"  # name of the layer in the rows of the network as it was trained
@@ -53,8 +53,8 @@ def randomisation_table(
     one, and so does a block of a network whose layers have no rules, such as MobileNetV2.  New weights and biases are
     normal around zero with the layer's own root mean square, so activations keep about their size *(reading; the paper
     draws from the initialiser)*; with shuffled weights more target logits turned negative.  An equal map has similarity
-    1, also if it is constant; a map that became constant, such as deep Taylor's zero for a logit that is not positive,
-    has 0, for nothing of the old one is left.
+    1.  Where there is no map to compare both are nan: a map of zeros, such as deep Taylor's for a logit that is not
+    positive, says nothing about any pixel, and no map with all values equal has an order, unless both are the same.
 
     Raises BadInput for unknown methods, methods that cannot explain the network, and missing ``train``.
     """
@@ -106,18 +106,22 @@ def sanity_summary(
     confidence: float = 0.95,
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:
-    """Return how much of its maps each method keeps when the network forgets, and whether it passes.
+    """Return how much of its maps each method keeps when the network forgets, and whether it reads the weights.
 
     ``table`` is that of :func:`randomisation_table`; a column ``arm`` in front is kept.  Columns: ``method``,
     ``spearman_after`` with its interval ``low`` to ``high`` and ``ssim_after``, when all layers are drawn anew;
-    ``passes``; ``spearman_mean`` with ``mean_low`` and ``mean_high``, over all steps from the first layer drawn anew
-    to the last; ``images``.  Of a table whose layers were drawn alone both are the mean over the layers.  Intervals are
-    of the percentile bootstrap over images; the luck of the one draw of weights is not in them.
+    ``answer``; ``spearman_mean`` with ``mean_low`` and ``mean_high``, over all steps from the first layer drawn anew
+    to the last; ``images`` that have a map when all layers are drawn anew; ``blank``, the share of image-steps without
+    a map.  Of a table whose layers were drawn alone both are the mean over the layers.  Every image is averaged over
+    the steps at which it has a map, and left out where it has none.  Intervals are of the percentile bootstrap over
+    images; the luck of the one draw of weights is not in them, and they are not corrected for the number of methods.
 
-    A method passes if both intervals lie below ``threshold`` *(reading: Adebayo et al. look at curves and pictures)*.
-    The second one is for maps that change only when the lowest layers do, such as those of guided backprop: they
-    are blind to all that comes after.  To pass is necessary, not sufficient: maps of fresh noise would.  A single image
-    has no interval, so no method passes with it.
+    ``answer`` says whether the method reads the weights *(reading: Adebayo et al. look at curves and pictures)*: "yes"
+    if both intervals lie below ``threshold``, "no" if one of them lies at or above it, else "undecided", as for a
+    single image, which has no interval, and for a method without any map to compare.  The second interval is for maps
+    that change only when the lowest layers do, such as those of guided backprop: they are blind to all that comes
+    after.  A "yes" is necessary, not sufficient: maps of fresh noise get it, too.  With a large ``blank`` it rests on
+    the few images whose maps survived.
 
     Raises BadInput for a table without layers drawn anew, and for a threshold or confidence out of range.
     """
@@ -130,14 +134,24 @@ def sanity_summary(
     rows = []
     for names, part in drawn.groupby(keys, sort=False):
         last = part[part["randomised"] == part["randomised"].max()]
-        after, mean = (some.groupby("image")["spearman"].mean().to_numpy() for some in (last, part))
-        bounds = mean_interval(np.stack([after, mean], axis=1), confidence=confidence, seed=seed)
-        (low, mean_low), (high, mean_high) = (bound.tolist() for bound in bounds)
-        row = {"spearman_after": after.mean(), "low": low, "high": high, "ssim_after": last["ssim"].mean()}
-        row |= {"passes": high < threshold and mean_high < threshold}
-        row |= {"spearman_mean": mean.mean(), "mean_low": mean_low, "mean_high": mean_high, "images": len(after)}
+        after, mean = (some.groupby("image")[["spearman", "ssim"]].mean() for some in (last, part))
+        spread = (
+            mean_interval(some["spearman"].to_numpy(), confidence=confidence, seed=seed) for some in (after, mean)
+        )
+        (low, high), (mean_low, mean_high) = ([float(bound) for bound in bounds] for bounds in spread)
+        row = {"spearman_after": after["spearman"].mean(), "low": low, "high": high, "ssim_after": after["ssim"].mean()}
+        row |= {"answer": _answer((low, mean_low), (high, mean_high), threshold)}
+        row |= {"spearman_mean": mean["spearman"].mean(), "mean_low": mean_low, "mean_high": mean_high}
+        row |= {"images": int(after["spearman"].count()), "blank": part["spearman"].isna().mean()}
         rows.append({**dict(zip(keys, names, strict=True)), **row})
     return pd.DataFrame(rows)
+
+
+def _answer(lows: Sequence[float], highs: Sequence[float], threshold: float) -> str:
+    """Return whether the weights are read; a bound that is nan decides nothing."""
+    if all(high < threshold for high in highs):
+        return YES
+    return NO if any(low >= threshold for low in lows) else UNDECIDED
 
 
 def _check(images: Tensor, methods: Sequence[str], train: ImageSet | None) -> None:
@@ -199,11 +213,11 @@ def _compared(before: dict[str, np.ndarray], after: dict[str, np.ndarray], layer
     tables = []
     for method, old in before.items():
         new = after[method]
-        equal = (old == new).all(axis=(1, 2))
+        equal = (old == new).all(axis=(1, 2)) & old.any(axis=(1, 2))  # two maps of zeros are no maps
         constant = _constant(old) | _constant(new)
         values = {"spearman": rank_correlation(old, new), "ssim": ssim(_drawn(old), _drawn(new), dtype="float32")}
         rows = {"method": method, "layer": layer, "randomised": randomised, "image": np.arange(len(old))}
-        rows |= {key: np.where(equal, 1.0, np.where(constant, 0.0, value)) for key, value in values.items()}
+        rows |= {key: np.where(equal, 1.0, np.where(constant, np.nan, value)) for key, value in values.items()}
         tables.append(pd.DataFrame(rows, columns=COLUMNS))
     return pd.concat(tables, ignore_index=True)
 

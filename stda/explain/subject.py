@@ -27,8 +27,10 @@ class Method:
 
     ``title`` is its name in figures, ``source`` its paper.  ``network`` says what it can explain: ``any`` network with
     a gradient, one whose ``layers`` have rules, or a ``chain`` of them without additions (no residual network, for
-    the reason in ``why``).  ``signed``: relevance may speak against the class.  ``conserves`` says what the relevances
-    promise to sum to: the ``logit``, its ``difference`` to that of a baseline, or nothing.  ``fitted``: needs patterns.
+    the reason in ``why``).  ``signed``: relevance may be negative.  ``evidence``: relevances share out the logit, so
+    that a positive one speaks for the class; of other methods, such as the gradient, the size alone says how much a
+    pixel matters.  ``conserves`` says what the relevances promise to sum to: the ``logit``, its ``difference`` to that
+    of a baseline, or nothing.  ``fitted``: needs patterns.
     """
 
     run: Callable[..., Tensor]
@@ -37,6 +39,7 @@ class Method:
     network: str = ANY
     why: str = ""
     signed: bool = True
+    evidence: bool = True
     conserves: str = NOTHING
     fitted: bool = False
 

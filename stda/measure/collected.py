@@ -252,7 +252,7 @@ def _not_run(
         expected = [job for job in jobs(load(root / "study.json")) if job.stage != "results"]
         rows += [(job.key, "planned, not finished") for job in expected if job not in found]
     else:
-        maps = [Job("explainability", r) for r in sorted({job.replicate for job in found})]
+        maps = [Job("explainability", r) for r in sorted({job.replicate for job in found} - {None})]
         rows += [
             (job.key, "not run: nothing is known of where its classifiers look") for job in maps if job not in found
         ]

@@ -15,9 +15,10 @@ from stda.show.charts import (
 from stda.show.copies import copies
 from stda.show.evidence import agreement, confidence_curve, repeatability
 from stda.show.exchange import exchange, sweep
-from stda.show.explained import attention, focus, neuron, perturbation_curves, sanity_curves
+from stda.show.explained import attention, focus, perturbation_curves, sanity_curves
 from stda.show.figures import PALETTE, figure, grid, mosaic, show
 from stda.show.leakage import inflation
+from stda.show.lesson import neuron
 from stda.show.progress import progress
 from stda.show.render import render_notebook
 from stda.show.rulers import faults, growth

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALE = "#c9ced4"
-FOR, AGAINST = "#b2182b", "#2166ac"  # the red and blue of the maps
 REFERENCES = {  # orders that a map must beat
     "random": {"color": GREY, "linestyle": DASHES[1]},
     "input magnitude": {"color": INK, "linestyle": DASHES[2]},
@@ -27,6 +26,7 @@ REFERENCES = {  # orders that a map must beat
 MEASURES = {"spearman": "rank correlation with the map before", "ssim": "structural similarity to the map before"}
 ARMS = 7  # arms that one chart tells apart
 ALIKE = 1e-3  # probability: mean curves that differ by less are one line
+LITTLE = 1 / 2  # of the top of the axis: an axis whose curves all stay above does not begin at zero
 ANSWERS = {
     "more": {"color": "#007a5a", "marker": "^"},
     "less": {"color": "#b84a00", "marker": "v"},
@@ -52,7 +52,8 @@ def perturbation_curves(
     first has the broadest line, so that close curves are all seen.  Methods with the same curves (to :data:`ALIKE`)
     count once, under the name of the first.  At most seven have colours; random and input-magnitude orders are the
     references, all others pale.  The first and random have a band of plus and minus one standard error over images.
-    ``titles`` are names for the legend.  Raises BadInput for several arms.
+    Each row has its own scale, which begins at 0 unless all its curves stay in the upper half.  ``titles`` are names
+    for the legend.  Raises BadInput for several arms.
     """
     show(perturbation_curves_figure(curves, titles=titles, best=best), alt=alt, caption=caption)
 
@@ -83,13 +84,14 @@ def perturbation_curves_figure(
             _curve(ax, values, looks.get(name), names[name], band=name in ("random", *chosen[:1]))
         ax.set_title(f"{key[0]}, {key[1]} ranking" if several else key[0], loc="left")
         ax.xaxis.get_major_locator().set_params(integer=True)
-    highest = max(ax.get_ylim()[1] for ax in axes.flat)
-    for ax in axes.flat:
-        ax.set_ylim(0, highest)
+    for row in axes:
+        low, high = zip(*(ax.get_ylim() for ax in row if ax.axison), strict=True)
+        for ax in row:
+            ax.set_ylim(min(low) if min(low) > LITTLE * max(high) else 0, max(high))
     if others := len(tried) - len(chosen) - sum(alike.values()):
         axes[0, 0].plot([], [], color=PALE, label=f"other methods ({others})")
     fig.supxlabel("regions replaced", fontsize=10)
-    fig.supylabel("class probability", fontsize=10)
+    fig.supylabel("class probability" + (", each row on its own scale" if rows > 1 else ""), fontsize=10)
     _legend(fig, order=[names[name] for name in (*chosen, *REFERENCES)])
     return fig
 
@@ -236,45 +238,45 @@ def attention_figure(table: pd.DataFrame, *, titles: Mapping[str, str] | None = 
 
 
 def focus(table: pd.DataFrame, *, alt: str, titles: Mapping[str, str] | None = None, caption: str = "") -> None:
-    """Show the share of positive relevance inside the lesion against the share of the area, a row per method.
+    """Show how far the relevance inside the lesion goes beyond the lesion's share of the area, a row per method.
 
-    ``table`` is that of explain.focus_table: ``method, group, inside, area``, and ``arm`` (at most seven).  A dot is
-    the mean over images whose map has positive relevance, its line the 95% interval (t, lesions as the unit; one lesion
-    has none); the dashed line is the mean area share, which a map that knows nothing of the lesion reaches.  The number
-    is the mean over arms, the method with the largest is on top.  Raises BadInput without any share.
+    ``table`` is that of explain.focus_table: ``method, group, gain``, and ``arm`` (at most seven).  ``gain`` is, image
+    by image, the share of positive relevance inside the lesion minus the share of the area, in -1..1: a map that
+    spreads its relevance evenly has 0, and lesions of different sizes add no spread.  A dot is the mean over images
+    whose map has positive relevance, its line the 95% interval (:func:`mean_interval`, lesions as the unit; one lesion
+    has none).  The number is the mean over arms, the method with the largest is on top.  BadInput without a gain.
     """
     show(focus_figure(table, titles=titles), alt=alt, caption=caption)
 
 
 def focus_figure(table: pd.DataFrame, *, titles: Mapping[str, str] | None = None) -> Figure:
     """Draw what :func:`focus` shows."""
-    _require(table, ["method", "group", "inside", "area"])
+    _require(table, ["method", "group", "gain"])
     table = table if "arm" in table else table.assign(arm="")
-    table = table[np.isfinite(table["inside"]) & np.isfinite(table["area"])]
+    table = table[np.isfinite(table["gain"])]
     if not len(table):
         raise BadInput("No map has positive relevance, so there is no share inside the lesion to draw.")
     arms = _few(table)
-    order = table.groupby("method")["inside"].mean().sort_values(ascending=False, kind="stable").index
-    fig, axes = figure(height=1.3 + (0.16 + 0.13 * len(arms)) * len(order))
+    means = table.groupby("method")["gain"].mean().sort_values(ascending=False, kind="stable")
+    fig, axes = figure(height=1.3 + (0.16 + 0.13 * len(arms)) * len(means))
     ax = axes[0, 0]
-    area = float(table["area"].mean())
-    ax.axvline(area, color=INK, linestyle=DASHES[1], linewidth=1.2, label=f"share of the area ({area:.2f})")
+    ax.axvline(0, color=INK, linestyle=DASHES[1], linewidth=1.2, label="relevance spread evenly")
     for i, arm in enumerate(arms):
-        for y, method in enumerate(order):
+        for y, method in enumerate(means.index):
             rows = table[(table["method"] == method) & (table["arm"] == arm)]
             if not len(rows):
                 continue
-            mean, low, high = mean_interval(rows["inside"].to_numpy(), rows["group"].to_numpy())
+            mean, low, high = mean_interval(rows["gain"].to_numpy(), rows["group"].to_numpy())
             at = y + (i - (len(arms) - 1) / 2) * 0.6 / len(arms)
-            ax.plot([max(low, 0), min(high, 1)], [at, at], color=colour(i), linewidth=2.2, solid_capstyle="butt")
+            ax.plot([low, high], [at, at], color=colour(i), linewidth=2.2, solid_capstyle="butt")
             ax.plot(mean, at, "os^vDPX"[i], color=colour(i), markersize=6, zorder=3)
         if len(arms) > 1:
             ax.plot([], [], "os^vDPX"[i], color=colour(i), label=arm)
-    for y, method in enumerate(order):
-        mean = table.loc[table["method"] == method, "inside"].mean()
-        ax.text(1.02, y, f"{mean:.2f}", transform=ax.get_yaxis_transform(), va="center", fontsize=9.5)
-    arm_axis(ax, [_titled(method, titles) for method in order])
-    ax.set_xlabel("share of positive relevance inside the lesion")
+    for y, mean in enumerate(means):
+        words = f"{round(mean, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}")  # a negative zero is a zero
+        ax.text(1.02, y, words, transform=ax.get_yaxis_transform(), va="center", fontsize=9.5)
+    arm_axis(ax, [_titled(method, titles) for method in means.index])
+    ax.set_xlabel("share of relevance inside the lesion, beyond its share of the area")
     _legend(fig)
     return fig
 
@@ -294,69 +296,6 @@ def mean_interval(values: np.ndarray, groups: Sequence | np.ndarray) -> tuple[fl
     off = np.bincount(member, values - mean)
     half = float(t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1) * np.square(off).sum()) / len(values))
     return mean, mean - half, mean + half
-
-
-def neuron(
-    contributions: np.ndarray,
-    relevances: Mapping[str, np.ndarray],
-    *,
-    alt: str,
-    labels: Sequence[str] | None = None,
-    top: int = 8,
-    caption: str = "",
-) -> None:
-    """Show one neuron: what each input contributes to its sum, and the relevance that each rule gives back to it.
-
-    ``contributions`` ``(k,)`` are x_i w_i; ``relevances`` title of a rule to ``(k,)``; ``labels`` k names of the inputs
-    (default: 1 ... k).  The ``top`` largest contributions by size have a row each, all others are summed in one.
-    Every panel has its own scale and states its sum.  Red is positive, blue negative, as in the maps.
-    """
-    show(neuron_figure(contributions, relevances, labels=labels, top=top), alt=alt, caption=caption)
-
-
-def neuron_figure(
-    contributions: np.ndarray,
-    relevances: Mapping[str, np.ndarray],
-    *,
-    labels: Sequence[str] | None = None,
-    top: int = 8,
-) -> Figure:
-    """Draw what :func:`neuron` shows."""
-    panels = {"input × weight": contributions, **relevances}
-    panels = {name: np.asarray(values, dtype=float) for name, values in panels.items()}
-    k = len(panels["input × weight"])
-    wrong = [n for n, values in panels.items() if values.shape != (k,) or not np.isfinite(values).all()]
-    if wrong or not k or not relevances or top < 1 or (labels is not None and len(labels) != k):
-        raise BadInput(f"A neuron of {k} inputs needs finite values (k,), k labels and top >= 1; wrong: {wrong}.")
-    order = np.argsort(-np.abs(panels["input × weight"]), kind="stable")
-    shown, rest = (order, []) if k <= top + 1 else (order[:top], order[top:])
-    names = [str(labels[i]) if labels is not None else str(i + 1) for i in shown]
-    names += [f"{len(rest)} others"] if len(rest) else []
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
-    fig, axes = figure(rows, columns, height=rows * (0.8 + 0.27 * len(names)))
-    for ax, name in _panels(axes, list(panels)):
-        values = [*panels[name][shown], *([panels[name][rest].sum()] if len(rest) else [])]
-        _bars(ax, np.asarray(values))
-        arm_axis(ax, names if ax in axes[:, 0] else [""] * len(names))
-        words = f"{name}\nsum {_number(panels[name].sum(), 3)}"
-        ax.set_title(wrapped(words, WIDTH * DPI / columns - 50, 10), fontsize=10, loc="left")
-    return fig
-
-
-def _bars(ax: Axes, values: np.ndarray) -> None:
-    """Draw values as bars from zero with their numbers at the ends, and leave room for these."""
-    bars = ax.barh(range(len(values)), values, 0.7, color=[AGAINST if v < 0 else FOR for v in values])
-    ax.bar_label(bars, labels=[_number(v, 2) for v in values], padding=2, fontsize=9)
-    ax.axvline(0, color=INK, linewidth=1)
-    low, high = min(values.min(), 0.0), max(values.max(), 0.0)
-    room = 0.5 * ((high - low) or 1.0)
-    ax.set_xlim(low - (room if low < 0 else 0.1 * room), high + (room if values.max() >= 0 else 0.1 * room))
-    ax.locator_params(axis="x", nbins=3)
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{value + 0.0:.{digits}g}".replace("-", "\N{MINUS SIGN}")  # a negative zero is a zero
 
 
 def _require(table: pd.DataFrame, columns: list[str]) -> None:

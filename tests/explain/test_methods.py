@@ -118,7 +118,7 @@ def test_no_images(model, images):
         ({"images": np.zeros((1, 3, 32, 32), dtype=np.float32)}, "as a tensor"),
         ({"images": torch.zeros(1, 1, 32, 32)}, "cannot read images of shape"),
         ({"images": torch.zeros(1, 3, 64, 64)}, "cannot read images of shape"),
-        ({"batch_size": 0}, "at least 1 image"),
+        ({"batch_size": -1}, "at least 1 image"),
         ({"model": nn.Sequential(nn.Flatten())}, "no weights"),
         ({"method": "deep_taylor", "dtype": torch.float16}, "No relevances in torch.float16"),
         ({"images": torch.zeros(3, 32, 32)}, "float images"),
@@ -166,3 +166,13 @@ def test_the_study_knows_the_methods_and_what_they_need():
     table = explain.described(list(explain.METHODS))
     assert table["title"].is_unique
     assert set(table["sums to"]) == {"nothing", "logit", "difference"}
+
+
+def test_the_sign_of_a_gradient_is_no_evidence():
+    maps = np.array([[[[1.0, -3.0]], [[2.0, 1.0]]]])  # (1, 2, 1, 2)
+    np.testing.assert_array_equal(explain.evidence("deep_taylor", maps), [[[3, -2]]])
+    np.testing.assert_array_equal(explain.evidence("a map of mine", maps), [[[3, -2]]])
+    np.testing.assert_array_equal(explain.evidence("gradient", maps), [[[3, 4]]])
+    np.testing.assert_array_equal(explain.evidence("guided_backprop", maps[:, 0]), [[[1, 3]]])
+    read = explain.described(["deep_taylor", "lrp_z", "gradient"])["read"]
+    assert read.tolist() == ["for", "for, against", "size"]

@@ -134,7 +134,7 @@ def test_recomputed_equals_a_loop(every):
         for k in range(8):
             wanted.append(model(x[None]).softmax(dim=1)[0, targets[i]].item())
             if k % every == 0:
-                relevance = explain.attribute(model, x[None].float(), "gradient", int(targets[i])).sum(dim=1)[0]
+                relevance = explain.attribute(model, x[None].float(), "gradient", int(targets[i])).abs().sum(dim=1)[0]
                 ranked = sorted(left, key=lambda r: -relevance[r // 3 * 2 :, r % 3 * 2 :][:2, :2].mean().item())
             region = ranked[k % every]
             left.remove(region)
@@ -388,3 +388,17 @@ def test_no_curve_has_no_area(case):
     curves = explain.perturbation_curves(model, images, {"m": maps}, seed=0, region_size=4, fill=FILL)
     with pytest.raises(BadInput, match="no curve"):
         explain.aopc_table(curves.iloc[:0])
+
+
+def test_gradients_are_ranked_by_size_and_evidence_by_sign():
+    """The region with a large negative value goes first for a gradient and last for relevance."""
+    images, maps = torch.zeros(1, 1, 2, 8), torch.zeros(1, 1, 2, 8)
+    maps[..., 2:4], maps[..., 4:6] = -5.0, 1.0
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    settings = {"seed": 0, "region_size": 2, "replace": "zeros", "n_regions": 4, "random_orders": 1}
+    images[..., 2:4] = 1.0  # the only region whose replacement changes anything
+    curves = explain.perturbation_curves(network, images, {"gradient": maps, "lrp_z": maps}, **settings)
+    one = curves.pivot_table(index="method", columns="regions", values="probability")
+    changed = one.diff(axis=1).abs() > 1e-6
+    assert changed.loc["gradient"].idxmax() == 1
+    assert changed.loc["lrp_z"].idxmax() == 4

@@ -84,7 +84,10 @@ def test_what_does_not_look_at_the_network_stays_and_the_gradient_falls(table):
     assert (mean.loc["guided_backprop", [1, 2, 3, 4]] > mean.loc["gradient", [1, 2, 3, 4]] + 0.2).all()
     summary = explain.sanity_summary(table).set_index("method")
     assert list(summary.index) == METHODS
-    assert summary["passes"].to_dict() == dict.fromkeys(METHODS, False) | {"gradient": True}
+    blind = {"input": "no", "random": "no", "gradient": "yes"}
+    assert {name: summary.loc[name, "answer"] for name in blind} == blind
+    assert "yes" not in set(summary.loc[["guided_backprop", "pattern_attribution"], "answer"])
+    assert (summary["blank"] == 0).all()
     assert summary.loc["input", "low"] == summary.loc["input", "high"] == summary.loc["input", "mean_high"] == 1
 
 
@@ -147,23 +150,25 @@ def test_similarity_of_maps_by_a_public_library():
     np.testing.assert_allclose(found["ssim"], theirs, atol=5e-3)  # ours has 256 levels
 
 
-def test_constant_maps_have_a_defined_similarity():
+def test_constant_maps_are_the_same_or_undefined():
     random = np.random.default_rng(0)
     some, zero = random.random((1, 12, 12)), np.zeros((1, 12, 12))
     sparse = zero.copy()
     sparse[0, 3, 4] = 1.0
-    old = np.concatenate([some, zero, zero, sparse])
-    new = np.concatenate([zero, zero, some, sparse])
+    old = np.concatenate([some, zero, zero, sparse, zero + 2, zero + 2, some])
+    new = np.concatenate([zero, zero, some, sparse, zero + 2, zero + 3, zero + 2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = sanity._compared({"m": old}, {"m": new}, "conv 1", 1)
-    assert found["spearman"].tolist() == found["ssim"].tolist() == [0.0, 1.0, 0.0, 1.0]
+    wanted = [np.nan, np.nan, np.nan, 1.0, 1.0, np.nan, np.nan]  # nothing to compare, or no order, unless the same
+    np.testing.assert_array_equal(found["spearman"], wanted)
+    np.testing.assert_array_equal(found["ssim"], wanted)
     drawn = sanity._drawn(sparse)
     assert drawn.sum() == 255
 
 
 def test_deep_taylor_of_a_logit_that_is_no_longer_positive(model, images):
-    """The new last layer gives some classes a negative logit: their maps are zero, and count as entirely different."""
+    """The new last layer gives some classes a negative logit: their maps are zero: not different, but undefined."""
     table = explain.randomisation_table(model, images, ["deep_taylor"], seed=0)
     weights = layered(model)
     weights[-1].load_state_dict(sanity._redrawn(weights[-1], rng(0)))  # the top layer is drawn first
@@ -172,8 +177,11 @@ def test_deep_taylor_of_a_logit_that_is_no_longer_positive(model, images):
         positive = weights(images).gather(1, targets[:, None])[:, 0].numpy() > 0
     assert 0 < positive.mean() < 1
     first = table[table["randomised"] == 1]
-    assert ((first["spearman"] != 0) == positive).all()
-    assert ((first["ssim"] != 0) == positive).all()
+    assert (first["spearman"].notna() == positive).all()
+    assert (first["ssim"].notna() == positive).all()
+    summary = explain.sanity_summary(first).iloc[0]
+    assert (summary["images"], summary["blank"]) == (positive.sum(), 1 - positive.mean())
+    assert summary["spearman_after"] == pytest.approx(first["spearman"].to_numpy()[positive].mean())
 
 
 def test_the_same_seed_gives_the_same_table(model, images):
@@ -210,16 +218,46 @@ def test_summary_by_hand():
     assert found[["arm", "method"]].to_numpy().tolist() == [["none", "a"], ["none", "late"], ["x", "a"]]
     np.testing.assert_allclose(found["spearman_after"], [0.1, 0.1, 0.6])
     np.testing.assert_allclose(found["spearman_mean"], [0.2, 0.5, 0.6])
-    assert found["passes"].tolist() == [True, False, False]
+    assert found["answer"].tolist() == ["yes", "undecided", "no"]  # late: 0.45 to 0.55 over the cascade
     assert found["images"].tolist() == [2, 2, 2]
     np.testing.assert_allclose(found.loc[0, ["low", "high"]].astype(float), [0.0, 0.2])  # resamples of two values
-    assert explain.sanity_summary(table, threshold=0.2)["passes"].tolist() == [False, False, False]
+    assert found["blank"].tolist() == [0, 0, 0]
+    assert explain.sanity_summary(table, threshold=0.2)["answer"].tolist() == ["undecided", "no", "no"]
+    assert explain.sanity_summary(table, threshold=0.6)["answer"].tolist() == ["yes", "yes", "no"]  # 0.6 is not below
     assert explain.sanity_summary(table.drop(columns="arm").iloc[:6])["spearman_after"].tolist() == pytest.approx([0.1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         single = explain.sanity_summary(table[table["image"] == 0])
     assert single[["low", "high"]].isna().all(axis=None)
-    assert not single["passes"].any()
+    assert set(single["answer"]) == {"undecided"}
+
+
+def test_summary_of_maps_that_vanish():
+    """Each image is averaged over the steps at which it has a map; the rest is counted in blank."""
+    nan = np.nan
+    table = pd.concat(
+        [
+            cell("some", 0, [1.0, 1.0, 1.0, 1.0]),
+            cell("some", 1, [0.4, 0.2, 0.3, nan]),
+            cell("some", 2, [nan, 0.0, 0.1, nan]),
+            cell("never", 1, [nan] * 4),
+            cell("never", 2, [nan] * 4),
+            cell("early", 1, [0.9, 0.8, 0.9, 0.8]),
+            cell("early", 2, [nan] * 4),
+        ]
+    ).drop(columns="arm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = explain.sanity_summary(table).set_index("method")
+    some = found.loc["some"]
+    assert some["spearman_after"] == pytest.approx(0.05)  # of images 1 and 2
+    assert some["spearman_mean"] == pytest.approx((0.4 + 0.1 + 0.2) / 3)
+    np.testing.assert_allclose(some[["low", "high"]].astype(float), [0.0, 0.1])
+    np.testing.assert_allclose(some[["mean_low", "mean_high"]].astype(float), [0.1, 0.4], atol=1e-12)
+    assert found["answer"].to_dict() == {"some": "yes", "never": "undecided", "early": "no"}
+    assert found["images"].to_dict() == {"some": 2, "never": 0, "early": 0}
+    assert found["blank"].to_dict() == {"some": 3 / 8, "never": 1, "early": 1 / 2}
+    assert found.loc["never", ["spearman_after", "low", "spearman_mean", "mean_high"]].isna().all()
 
 
 def test_bad_input_is_a_sentence(model, images, train, table):

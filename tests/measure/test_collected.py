@@ -162,6 +162,8 @@ def test_a_source_without_masks_and_no_maps_at_all_give_empty_tables():
     assert found.focus.columns[0] == found.artefacts.columns[0] == "replicate"
     for table in (found.focus, found.artefacts):
         assert measure.attention_table(table, baseline="balanced", synthetic=["wgan"]).empty
+    runs.begin("results", runs.parameters(Study(), Job("results"))).finish(headline="an earlier verdict")
+    assert "results" not in collect().not_run["what"].tolist()
     explain(0, masks=False)
     found = collect()
     assert (len(found.focus), len(found.artefacts)) == (0, 2)

@@ -71,6 +71,31 @@ def test_perturbation_curves_are_means_over_images_and_random_orders():
     assert not alone.axes[0].collections  # one image has no standard error
 
 
+def test_each_row_of_curves_has_its_own_axis_which_begins_at_zero_where_they_fall_far():
+    table = perturbation(["random", "gradient", "deep_taylor"], ("mean", "blur"), ("fixed", "recomputed"))
+    little = table["replace"] == "blur"
+    table["probability"] -= 0.25  # from 0.65 down to 0.26
+    table.loc[little, "probability"] = 0.6 + table.loc[little, "probability"] / 10
+    fig = explained.perturbation_curves_figure(table)
+    far, near = (
+        table.loc[rows].groupby(["ranking", "method", "regions"])["probability"].mean() for rows in (~little, little)
+    )
+    limits = [ax.get_ylim() for ax in fig.axes]
+    assert limits[0] == limits[1]
+    assert limits[2] == limits[3]
+    assert limits[0][0] == 0
+    assert far.max() < limits[0][1] < far.max() + 0.1
+    assert near.min() - 0.02 < limits[2][0] < near.min()
+    assert near.max() < limits[2][1] < near.max() + 0.02
+    assert "own scale" in fig.get_supylabel()
+    alone = explained.perturbation_curves_figure(table[little & (table["ranking"] == "fixed")])
+    assert alone.axes[0].get_ylim()[0] > 0.5
+    assert alone.get_supylabel() == "class probability"
+    five = perturbation(["gradient"], tuple("abcde"))  # three panels and two: the sixth is empty and has no say
+    five["probability"] = 0.6 + five["probability"] / 10
+    assert all(ax.get_ylim()[0] > 0.5 for ax in explained.perturbation_curves_figure(five).axes)
+
+
 def test_the_best_methods_have_colours_and_the_others_are_pale():
     table = perturbation(["random", "input magnitude", *METHODS], ("mean", "noise"), ("fixed", "recomputed"))
     fig = explained.perturbation_curves_figure(table, best=3)
@@ -244,26 +269,44 @@ def focused(methods, arms=(None,)):
     for arm, (i, method), image in itertools.product(arms, enumerate(methods), range(6)):
         row = {"method": method, "image_id": str(image), "group": f"lesion {image // 2}", "label": "MEL"}
         row |= {"inside": 0.2 + 0.02 * i + 0.05 * rng.random(), "area": 0.1 + 0.02 * image}
+        row["gain"] = row["inside"] - row["area"]
         rows.append(row if arm is None else {"arm": arm} | row)
     return pd.DataFrame(rows)
 
 
-def test_focus_is_sorted_with_the_area_as_reference():
+def test_focus_is_the_gain_over_the_area_sorted_with_zero_as_reference():
     table = focused(METHODS[:3])
-    table.loc[0, "inside"] = np.nan  # a map without positive relevance
+    table.loc[0, ["inside", "gain"]] = np.nan  # a map without positive relevance
     fig = explained.focus_figure(table, titles={"method_2": "deep Taylor"})
     ax = fig.axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["deep Taylor", "method 1", "method 0"]
-    dots = [line for line in ax.lines if line.get_marker() == "o"]
-    means = table.groupby("method")["inside"].mean()
-    assert sorted(dot.get_xdata()[0] for dot in dots) == pytest.approx(sorted(means))
-    area = table.dropna()["area"].mean()
-    assert ax.lines[0].get_xdata()[0] == pytest.approx(area)
-    assert f"{area:.2f}" in ax.lines[0].get_label()
+    means = table.groupby("method")["gain"].mean()
+    dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(dots, sorted(means, reverse=True))
+    assert list(ax.lines[0].get_xdata()) == [0, 0]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["relevance spread evenly"]
+    assert "beyond its share of the area" in ax.get_xlabel()
     bars = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
     rows = table[table["method"] == "method_2"]
-    expected = explained.mean_interval(rows["inside"].to_numpy(), rows["group"].to_numpy())[1:]
+    expected = explained.mean_interval(rows["gain"].to_numpy(), rows["group"].to_numpy())[1:]
     np.testing.assert_allclose(bars[0].get_xdata(), expected)
+
+
+def test_focus_is_paired_and_sorted_by_the_gain():
+    table = focused(METHODS[:3])
+    shares = {"method_0": (0.7, 0.01), "method_1": (0.5, 0.2), "method_2": (0.9, -0.3)}  # the area decides, not inside
+    for name, (inside, gain) in shares.items():
+        table.loc[table["method"] == name, ["inside", "area", "gain"]] = inside, inside - gain, gain
+    table.loc[table["method"] == "method_1", "inside"] += np.arange(6) / 10  # lesions of all sizes, the same gain
+    ax = explained.focus_figure(table).axes[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["method 1", "method 0", "method 2"]
+    assert [t.get_text() for t in ax.texts] == ["+0.20", "+0.01", "\N{MINUS SIGN}0.30"]
+    bars = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
+    np.testing.assert_allclose(bars, [[0.2, 0.2], [0.01, 0.01], [-0.3, -0.3]], atol=1e-12)
+    (word,) = explained.focus_figure(table[table["method"] == "method_0"].assign(gain=-0.001)).axes[0].texts
+    assert word.get_text() == "+0.00"
+    with pytest.raises(BadInput, match=r"no column \['gain'\]"):
+        explained.focus_figure(table.drop(columns="gain"))
 
 
 def test_focus_of_many_methods_and_arms_is_readable():
@@ -272,49 +315,9 @@ def test_focus_of_many_methods_and_arms_is_readable():
     assert_readable(fig)
     assert {"none", "classic", "wgan"} < {text.get_text() for text in fig.legends[0].get_texts()}
     with pytest.raises(BadInput, match="No map has positive relevance"):
-        explained.focus_figure(focused(METHODS[:1]).assign(inside=np.nan))
+        explained.focus_figure(focused(METHODS[:1]).assign(gain=np.nan))
     with pytest.raises(BadInput, match="8 arms"):
         explained.focus_figure(focused(METHODS[:1], arms=tuple("abcdefgh")))
-
-
-def bars(ax):
-    return [patch.get_width() for patch in ax.patches]
-
-
-def test_a_neuron_shows_the_largest_contributions_and_sums_the_others():
-    contributions = np.array([0.1, -2.0, 0.3, 1.0, 0.2])
-    rule = np.array([0.0, -0.5, 0.0, 0.5, 0.25])
-    fig = explained.neuron_figure(contributions, {"LRP-z": rule}, labels=list("abcde"), top=2)
-    first, second = fig.axes
-    assert [t.get_text() for t in first.get_yticklabels()] == ["b", "d", "3 others"]
-    np.testing.assert_allclose(bars(first), [-2.0, 1.0, 0.6])
-    np.testing.assert_allclose(bars(second), [-0.5, 0.5, 0.25])
-    assert [to_hex(patch.get_facecolor()) for patch in first.patches] == [explained.AGAINST, *[explained.FOR] * 2]
-    assert first.get_title(loc="left") == "input × weight\nsum −0.4"
-    assert [t.get_text() for t in first.texts] == ["−2", "1", "0.6"]
-    assert "−0" not in [t.get_text() for t in explained.neuron_figure([-0.0], {"a": [-0.0]}).axes[0].texts]
-    assert len(bars(explained.neuron_figure(contributions, {"a": rule}, top=4).axes[0])) == 5  # one left over is named
-
-
-def test_a_neuron_of_many_rules_is_readable():
-    values = np.random.default_rng(0).normal(size=32)
-    rules = {f"LRP preset {i}, bounded": values * i for i in range(7)}
-    assert_readable(explained.neuron_figure(values, rules, labels=[f"melanocytic {i}" for i in range(32)]))
-
-
-def test_a_neuron_that_does_not_fit_is_refused():
-    good = np.ones(3)
-    for values, rules, how in (
-        (good, {"a": np.ones(2)}, {}),
-        (good, {"a": good * np.nan}, {}),
-        (good, {}, {}),
-        (np.ones(0), {"a": np.ones(0)}, {}),
-        (good, {"a": good}, {"labels": ["x"]}),
-        (good, {"a": good}, {"top": 0}),
-        (np.ones((3, 1)), {"a": good}, {}),
-    ):
-        with pytest.raises(BadInput, match="A neuron of"):
-            explained.neuron_figure(values, rules, **how)
 
 
 CALLS = {
@@ -322,7 +325,6 @@ CALLS = {
     "sanity_curves": (sanity(METHODS[:1]),),
     "attention": (compared(["nst"]),),
     "focus": (focused(METHODS[:1]),),
-    "neuron": (np.ones(3), {"LRP-z": np.ones(3)}),
 }
 
 
