@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 REPLACEMENTS = ("mean", "zeros", "noise", "blur")
 RANDOM, MAGNITUDE = "random", "input magnitude"  # the reference orders
 FIXED, RECOMPUTED = "fixed", "recomputed"
-N_RESAMPLES = 2000
 
 Maps = np.ndarray | Tensor  # relevances (N, C, H, W), or (N, H, W) with the channels summed
 Remap = Callable[[Tensor, Tensor], Maps]  # images (N, C, H, W) and target classes (N,) to maps
@@ -334,7 +333,6 @@ def aopc_table(
     *,
     groups: Sequence[str] | np.ndarray | None = None,  # the lesion of each image; None: every image is its own
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return the area over the perturbation curve of each method and how far it is above the reference orders.
 
@@ -360,7 +358,7 @@ def aopc_table(
             if (reference, FIXED) not in areas:
                 raise BadInput(f"The curves have no order '{reference}': pass all rows of perturbation_curves.")
             gains = values - areas[reference, FIXED][:, None]
-            bounds = np.stack(mean_interval(gains, groups, confidence=confidence, seed=seed))
+            bounds = np.stack(mean_interval(gains, groups, confidence=confidence))
             bounds[:, list(areas).index((reference, FIXED))] = np.nan
             table[column], table[f"{column}_low"], table[f"{column}_high"] = gains.mean(axis=0), *bounds
         tables.append(table.assign(images=len(values), **dict(zip(by, key, strict=True))))
@@ -374,26 +372,25 @@ def mean_interval(
     groups: Sequence[str] | np.ndarray | None = None,  # the lesion of each image; None: every image is its own
     *,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return low and high of the mean over images, the percentile bootstrap interval with lesions drawn as wholes.
+    """Return low and high of the mean over images: Student's interval with lesions as the unit.
 
-    ``values`` is ``(N,)`` or ``(N, K)`` for K means at once, which share their resamples.  Images with a nan are left
-    out.  With fewer than two lesions there is nothing to draw: the bounds are nan.
+    ``values`` is ``(N,)`` or ``(N, K)`` for K means at once.  Images with a nan are left out.  The standard error is
+    that of a ratio of lesion sums to lesion sizes (Cochran 1977), with one image of each that of the textbook mean.
+    With fewer than two lesions the bounds are nan.
     """
+    from scipy.stats import t
+
     values = np.asarray(values, dtype=float)
-    groups = np.arange(len(values)) if groups is None else np.asarray(groups)
+    groups = np.arange(len(values)) if groups is None else np.asarray(groups, dtype=str)
     if len(groups) != len(values):
         raise BadInput(f"{len(groups)} groups came with {len(values)} images: give the lesion of each image.")
     known = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     names, member = np.unique(groups[known], return_inverse=True)
     if len(names) < 2:
         return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
-    sums = np.zeros((len(names), *values.shape[1:]))
-    np.add.at(sums, member, values[known])
-    drawn = np.random.default_rng(seed).integers(len(names), size=(N_RESAMPLES, len(names)))
-    cells = (drawn + np.arange(N_RESAMPLES)[:, None] * len(names)).ravel()
-    drawn = np.bincount(cells, minlength=drawn.size).reshape(drawn.shape).astype(float)  # how often each lesion
-    images = drawn @ np.bincount(member)
-    low, high = np.quantile((drawn @ sums).T / images, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
-    return low, high
+    mean, n = values[known].mean(axis=0), len(names)
+    off = np.zeros((n, *values.shape[1:]))
+    np.add.at(off, member, values[known] - mean)
+    half = t.ppf((1 + confidence) / 2, n - 1) * np.sqrt(n / (n - 1) * np.square(off).sum(axis=0)) / known.sum()
+    return mean - half, mean + half

@@ -169,7 +169,6 @@ def method_table(
     stability: pd.DataFrame | None = None,  # stability_table
     replace: str = "",  # which replacement of the AOPC table; "": its first
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return one row per method (and arm, where the tables have that column) with its result in every test.
 
@@ -180,7 +179,7 @@ def method_table(
     "yes", "no", "undecided", or "" where the test was not run; ``lesion_gain`` is the mean share of positive relevance
     in the lesion minus the lesion's share of the area; ``stability`` the mean similarity under noise, over all its
     levels, and ``flipped`` the share of noisy pictures that the network itself gave another class.  ``_low`` and
-    ``_high`` are bootstrap intervals over lesions where the table names them in a column ``group``, else over images;
+    ``_high`` are Student's intervals over lesions where the table names them in a column ``group``, else over images;
     nan with only one of them, and not corrected for the number of methods.  A test that was not run, as a table or for
     a method, leaves nan.  Rows are sorted by ``over_random`` within the arm.
 
@@ -191,7 +190,7 @@ def method_table(
     by = ["arm", "method"] if any("arm" in table for table in given) else ["method"]
     if not given or not all(set(by) <= set(table) for table in given):
         raise BadInput("A table of methods needs at least one table, and a column 'arm' in all of them or in none.")
-    how = {"by": by, "confidence": confidence, "seed": seed}
+    how = {"by": by, "confidence": confidence}
     columns = [
         _perturbed(aopc, by, replace),
         _promised(conservation, by),
@@ -244,9 +243,7 @@ def _randomised(sanity: pd.DataFrame | None, by: list[str]) -> pd.DataFrame:
     return sanity[[*by, *names]].rename(columns=names)
 
 
-def _means(
-    table: pd.DataFrame | None, column: str, name: str, *, by: list[str], confidence: float, seed: int
-) -> pd.DataFrame:
+def _means(table: pd.DataFrame | None, column: str, name: str, *, by: list[str], confidence: float) -> pd.DataFrame:
     """Return the mean of a column with its interval by method, under a new name; images without a value left out."""
     names = [name, f"{name}_low", f"{name}_high"]
     if table is None or not len(table):
@@ -254,7 +251,7 @@ def _means(
     rows = []
     for key, part in table.groupby(by, sort=False):
         groups = next(part[unit] for unit in ("group", "image", "image_id") if unit in part)
-        low, high = mean_interval(part[column].to_numpy(), groups.to_numpy(), confidence=confidence, seed=seed)
+        low, high = mean_interval(part[column].to_numpy(), groups.to_numpy(), confidence=confidence)
         rows.append([*key, part[column].mean(), float(low), float(high)])
     return pd.DataFrame(rows, columns=[*by, *names])
 

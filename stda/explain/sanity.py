@@ -104,7 +104,6 @@ def sanity_summary(
     *,
     threshold: float = 0.5,  # rank correlation that a method must fall below
     confidence: float = 0.95,
-    seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:
     """Return how much of its maps each method keeps when the network forgets, and whether it reads the weights.
 
@@ -113,7 +112,7 @@ def sanity_summary(
     ``answer``; ``spearman_mean`` with ``mean_low`` and ``mean_high``, over all steps from the first layer drawn anew
     to the last; ``images`` that have a map when all layers are drawn anew; ``blank``, the share of image-steps without
     a map.  Of a table whose layers were drawn alone both are the mean over the layers.  Every image is averaged over
-    the steps at which it has a map, and left out where it has none.  Intervals are of the percentile bootstrap over
+    the steps at which it has a map, and left out where it has none.  Intervals are Student's over
     images; the luck of the one draw of weights is not in them, and they are not corrected for the number of methods.
 
     ``answer`` says whether the method reads the weights *(reading: Adebayo et al. look at curves and pictures)*: "yes"
@@ -135,9 +134,7 @@ def sanity_summary(
     for names, part in drawn.groupby(keys, sort=False):
         last = part[part["randomised"] == part["randomised"].max()]
         after, mean = (some.groupby("image")[["spearman", "ssim"]].mean() for some in (last, part))
-        spread = (
-            mean_interval(some["spearman"].to_numpy(), confidence=confidence, seed=seed) for some in (after, mean)
-        )
+        spread = (mean_interval(some["spearman"].to_numpy(), confidence=confidence) for some in (after, mean))
         (low, high), (mean_low, mean_high) = ([float(bound) for bound in bounds] for bounds in spread)
         row = {"spearman_after": after["spearman"].mean(), "low": low, "high": high, "ssim_after": after["ssim"].mean()}
         row |= {"answer": _answer((low, mean_low), (high, mean_high), threshold)}

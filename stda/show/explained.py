@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stda import BadInput
+from stda.explain.perturbation import mean_interval
 from stda.show.charts import DASHES, arm_axis, colour
 from stda.show.figures import DPI, GREY, INK, WIDTH, figure, show, wrapped
 from stda.show.tables import text
@@ -243,7 +244,7 @@ def focus(table: pd.DataFrame, *, alt: str, titles: Mapping[str, str] | None = N
     ``table`` is that of explain.focus_table: ``method, group, gain``, and ``arm`` (at most seven).  ``gain`` is, image
     by image, the share of positive relevance inside the lesion minus the share of the area, in -1..1: a map that
     spreads its relevance evenly has 0, and lesions of different sizes add no spread.  A dot is the mean over images
-    whose map has positive relevance, its line the 95% interval (:func:`mean_interval`, lesions as the unit; one lesion
+    whose map has positive relevance, its line the 95% interval (Student's, lesions as the unit; one lesion
     has none).  The number is the mean over arms, the method with the largest is on top.  BadInput without a gain.
     """
     show(focus_figure(table, titles=titles), alt=alt, caption=caption)
@@ -266,7 +267,7 @@ def focus_figure(table: pd.DataFrame, *, titles: Mapping[str, str] | None = None
             rows = table[(table["method"] == method) & (table["arm"] == arm)]
             if not len(rows):
                 continue
-            mean, low, high = mean_interval(rows["gain"].to_numpy(), rows["group"].to_numpy())
+            mean, (low, high) = rows["gain"].mean(), mean_interval(rows["gain"].to_numpy(), rows["group"].to_numpy())
             at = y + (i - (len(arms) - 1) / 2) * 0.6 / len(arms)
             ax.plot([low, high], [at, at], color=colour(i), linewidth=2.2, solid_capstyle="butt")
             ax.plot(mean, at, "os^vDPX"[i], color=colour(i), markersize=6, zorder=3)
@@ -279,23 +280,6 @@ def focus_figure(table: pd.DataFrame, *, titles: Mapping[str, str] | None = None
     ax.set_xlabel("share of relevance inside the lesion, beyond its share of the area")
     _legend(fig)
     return fig
-
-
-def mean_interval(values: np.ndarray, groups: Sequence | np.ndarray) -> tuple[float, float, float]:
-    """Return the mean of ``(N,)`` values and its 95% interval, groups as the unit (NaN bounds with one group).
-
-    The standard error of a ratio of group sums to group sizes (Cochran 1977, eq. 6.13 with squared sizes), with
-    Student's t of groups - 1 degrees of freedom; with one value per group that of the textbook mean.
-    """
-    from scipy.stats import t
-
-    _, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    mean, n = float(values.mean()), int(member.max()) + 1
-    if n == 1:
-        return mean, math.nan, math.nan
-    off = np.bincount(member, values - mean)
-    half = float(t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1) * np.square(off).sum()) / len(values))
-    return mean, mean - half, mean + half
 
 
 def _require(table: pd.DataFrame, columns: list[str]) -> None:

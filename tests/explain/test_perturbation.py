@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from stda import BadInput, explain
@@ -171,7 +172,8 @@ def test_the_right_map_beats_both_references_and_the_wrong_one_loses(case):
     curves = explain.perturbation_curves(model, images, {"right": maps, "wrong": -maps}, **settings)
     table = explain.aopc_table(curves).set_index("method")
     for column in ("over_random", "over_input"):
-        assert table.loc["right", f"{column}_low"] > 0 > table.loc["wrong", f"{column}_high"]
+        assert table.loc["right", column] > 0 > table.loc["wrong", column]
+        assert table.loc["right", f"{column}_low"] > table.loc["wrong", f"{column}_high"]
     assert table.loc["random", "over_random"] == table.loc["input magnitude", "over_input"] == 0
     assert table.loc["random", "over_input"] == -table.loc["input magnitude", "over_random"]
     assert np.isnan(table.loc["random", "over_random_low"])
@@ -216,9 +218,12 @@ def test_lesions_are_drawn_as_wholes():
     rows += [("m", "fixed", 0, i, (1.0, p)) for i, p in enumerate((0.8, 0.8, 0.8, 0.2, 0.2, 0.2))]
     curves = by_hand(rows)
     two = explain.aopc_table(curves, groups=list("aaabbb")).query("method == 'm'").iloc[0]
-    assert (two["over_random_low"], two["over_random_high"]) == (pytest.approx(0.1), pytest.approx(0.4))
+    gains = [0.1, 0.1, 0.1, 0.4, 0.4, 0.4]
+    expected = stats.t.interval(0.95, 1, loc=0.25, scale=stats.sem([0.1, 0.4]))
+    assert (two["over_random_low"], two["over_random_high"]) == pytest.approx(expected)
     six = explain.aopc_table(curves).query("method == 'm'").iloc[0]
-    assert 0.1 < six["over_random_low"] < 0.25 < six["over_random_high"] < 0.4
+    expected = stats.t.interval(0.95, 5, loc=0.25, scale=stats.sem(gains))
+    assert (six["over_random_low"], six["over_random_high"]) == pytest.approx(expected)
     one = explain.aopc_table(curves, groups=["a"] * 6)
     assert one.filter(regex="low|high").isna().all(axis=None)
     with pytest.raises(BadInput, match="5 groups came with 6 images"):
@@ -227,20 +232,30 @@ def test_lesions_are_drawn_as_wholes():
         explain.aopc_table(curves[curves["method"] != "input magnitude"])
 
 
-def test_the_interval_covers():
+@pytest.mark.parametrize("lesions", [4, 40])
+def test_the_interval_covers(lesions):
     random, hits = np.random.default_rng(0), 0
-    for seed in range(300):
-        groups = np.repeat(np.arange(40), random.integers(1, 5, size=40))
-        values = 0.3 + (random.normal(size=40)[groups] + 0.5 * random.normal(size=len(groups))) * 0.2
-        low, high = mean_interval(values, groups, seed=seed)
+    for _ in range(300):
+        groups = np.repeat(np.arange(lesions), random.integers(1, 5, size=lesions))
+        values = 0.3 + (random.normal(size=lesions)[groups] + 0.5 * random.normal(size=len(groups))) * 0.2
+        low, high = mean_interval(values, groups)
         hits += low <= 0.3 <= high
-    assert 0.90 <= hits / 300 <= 0.98  # drawing images instead of lesions covers 0.76
+    assert 0.90 <= hits / 300 <= 0.98  # a bootstrap over 4 lesions covers 0.7, drawing images of 40 lesions 0.76
+
+
+def test_the_interval_is_the_textbook_s_and_lesions_are_the_unit():
+    values = np.random.default_rng(0).random(20)
+    bounds = mean_interval(values, np.arange(20), confidence=0.9)
+    np.testing.assert_allclose(bounds, stats.t.interval(0.9, 19, loc=values.mean(), scale=stats.sem(values)))
+    twice = mean_interval(values.repeat(2), np.arange(20).repeat(2), confidence=0.9)
+    np.testing.assert_allclose(twice, bounds)  # a second view of each lesion is no new evidence
+    assert np.isnan(mean_interval(values, np.zeros(20))).all()
 
 
 def test_interval_leaves_out_what_is_not_known():
     values = np.array([0.1, np.nan, 0.4, 0.2])
-    assert mean_interval(values, seed=1) == mean_interval(values[[0, 2, 3]], seed=1)
-    both = mean_interval(np.stack([values, values + 1], axis=1), seed=1)
+    assert mean_interval(values) == mean_interval(values[[0, 2, 3]])
+    both = mean_interval(np.stack([values, values + 1], axis=1))
     np.testing.assert_allclose(np.array(both)[:, 0] + 1, np.array(both)[:, 1])
     assert np.isnan(mean_interval(np.array([np.nan, 1.0]))).all()
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -206,25 +207,28 @@ def cell(method, randomised, values, arm="none"):
 def test_summary_by_hand():
     table = pd.concat(
         [
-            cell("a", 0, [1.0, 1.0]),
-            cell("a", 1, [0.4, 0.2]),
-            cell("a", 2, [0.2, 0.0]),
-            cell("late", 1, [0.9, 0.9]),
-            cell("late", 2, [0.0, 0.2]),
-            cell("a", 1, [0.6, 0.6], arm="x"),
+            cell("a", 0, [1.0, 1.0] * 20),
+            cell("a", 1, [0.4, 0.2] * 20),
+            cell("a", 2, [0.2, 0.0] * 20),
+            cell("late", 1, [0.9, 0.9] * 20),
+            cell("late", 2, [0.0, 0.2] * 20),
+            cell("a", 1, [0.6, 0.6] * 20, arm="x"),
         ]
     )
     found = explain.sanity_summary(table)
     assert found[["arm", "method"]].to_numpy().tolist() == [["none", "a"], ["none", "late"], ["x", "a"]]
     np.testing.assert_allclose(found["spearman_after"], [0.1, 0.1, 0.6])
     np.testing.assert_allclose(found["spearman_mean"], [0.2, 0.5, 0.6])
-    assert found["answer"].tolist() == ["yes", "undecided", "no"]  # late: 0.45 to 0.55 over the cascade
-    assert found["images"].tolist() == [2, 2, 2]
-    np.testing.assert_allclose(found.loc[0, ["low", "high"]].astype(float), [0.0, 0.2])  # resamples of two values
+    assert found["answer"].tolist() == ["yes", "undecided", "no"]  # late: 0.5 over the cascade
+    assert found["images"].tolist() == [40, 40, 40]
+    expected = stats.t.interval(0.95, 39, loc=0.1, scale=stats.sem([0.2, 0.0] * 20))
+    np.testing.assert_allclose(found.loc[0, ["low", "high"]].astype(float), expected)
     assert found["blank"].tolist() == [0, 0, 0]
     assert explain.sanity_summary(table, threshold=0.2)["answer"].tolist() == ["undecided", "no", "no"]
     assert explain.sanity_summary(table, threshold=0.6)["answer"].tolist() == ["yes", "yes", "no"]  # 0.6 is not below
-    assert explain.sanity_summary(table.drop(columns="arm").iloc[:6])["spearman_after"].tolist() == pytest.approx([0.1])
+    assert explain.sanity_summary(table.drop(columns="arm").iloc[:120])["spearman_after"].tolist() == pytest.approx(
+        [0.1]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         single = explain.sanity_summary(table[table["image"] == 0])
@@ -237,13 +241,13 @@ def test_summary_of_maps_that_vanish():
     nan = np.nan
     table = pd.concat(
         [
-            cell("some", 0, [1.0, 1.0, 1.0, 1.0]),
-            cell("some", 1, [0.4, 0.2, 0.3, nan]),
-            cell("some", 2, [nan, 0.0, 0.1, nan]),
-            cell("never", 1, [nan] * 4),
-            cell("never", 2, [nan] * 4),
-            cell("early", 1, [0.9, 0.8, 0.9, 0.8]),
-            cell("early", 2, [nan] * 4),
+            cell("some", 0, [1.0, 1.0, 1.0, 1.0] * 20),
+            cell("some", 1, [0.4, 0.2, 0.3, nan] * 20),
+            cell("some", 2, [nan, 0.0, 0.1, nan] * 20),
+            cell("never", 1, [nan] * 80),
+            cell("never", 2, [nan] * 80),
+            cell("early", 1, [0.9, 0.8, 0.9, 0.8] * 20),
+            cell("early", 2, [nan] * 80),
         ]
     ).drop(columns="arm")
     with warnings.catch_warnings():
@@ -252,10 +256,12 @@ def test_summary_of_maps_that_vanish():
     some = found.loc["some"]
     assert some["spearman_after"] == pytest.approx(0.05)  # of images 1 and 2
     assert some["spearman_mean"] == pytest.approx((0.4 + 0.1 + 0.2) / 3)
-    np.testing.assert_allclose(some[["low", "high"]].astype(float), [0.0, 0.1])
-    np.testing.assert_allclose(some[["mean_low", "mean_high"]].astype(float), [0.1, 0.4], atol=1e-12)
+    after = stats.t.interval(0.95, 39, loc=0.05, scale=stats.sem([0.0, 0.1] * 20))
+    np.testing.assert_allclose(some[["low", "high"]].astype(float), after)
+    way = stats.t.interval(0.95, 59, loc=0.7 / 3, scale=stats.sem([0.4, 0.1, 0.2] * 20))
+    np.testing.assert_allclose(some[["mean_low", "mean_high"]].astype(float), way)
     assert found["answer"].to_dict() == {"some": "yes", "never": "undecided", "early": "no"}
-    assert found["images"].to_dict() == {"some": 2, "never": 0, "early": 0}
+    assert found["images"].to_dict() == {"some": 40, "never": 0, "early": 0}
     assert found["blank"].to_dict() == {"some": 3 / 8, "never": 1, "early": 1 / 2}
     assert found.loc["never", ["spearman_after", "low", "spearman_mean", "mean_high"]].isna().all()
 

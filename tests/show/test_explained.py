@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
-from scipy import stats
 
 from stda import BadInput, show
+from stda.explain.perturbation import mean_interval
 from stda.show import charts, explained, figures
 
 ALT = "A chart of maps that is only here to be tested."
@@ -254,16 +254,6 @@ def test_attention_leaves_out_what_was_not_compared(shown, monkeypatch):
         explained.attention_figure(table.assign(answer="perhaps"))
 
 
-def test_the_interval_of_a_mean_is_the_textbook_s_and_lesions_are_the_unit():
-    values = np.random.default_rng(0).random(20)
-    mean, low, high = explained.mean_interval(values, np.arange(20))
-    expected = stats.t.interval(0.95, 19, loc=values.mean(), scale=stats.sem(values))
-    np.testing.assert_allclose((mean, low, high), (values.mean(), *expected))
-    twice = explained.mean_interval(values.repeat(2), np.arange(20).repeat(2))
-    np.testing.assert_allclose(twice, (mean, low, high))  # a second view of each lesion is no new evidence
-    assert np.isnan(explained.mean_interval(values, np.zeros(20))[1:]).all()
-
-
 def focused(methods, arms=(None,)):
     rng, rows = np.random.default_rng(0), []
     for arm, (i, method), image in itertools.product(arms, enumerate(methods), range(6)):
@@ -288,7 +278,7 @@ def test_focus_is_the_gain_over_the_area_sorted_with_zero_as_reference():
     assert "beyond its share of the area" in ax.get_xlabel()
     bars = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
     rows = table[table["method"] == "method_2"]
-    expected = explained.mean_interval(rows["gain"].to_numpy(), rows["group"].to_numpy())[1:]
+    expected = mean_interval(rows["gain"].to_numpy(), rows["group"].to_numpy())
     np.testing.assert_allclose(bars[0].get_xdata(), expected)
 
 
