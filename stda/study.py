@@ -143,7 +143,7 @@ class Study(Section):
         if wrong:
             raise ValueError(
                 f"{' and '.join(wrong)} name '{next(iter(wrong.values()))}', which cannot explain {network}; take "
-                "others, such as integrated_gradients"
+                "others, such as deeplift or gradient"
             )
         fitted = [name for name in self.explainability.recomputed if name in PATTERN_METHODS]
         if fitted:

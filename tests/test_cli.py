@@ -108,7 +108,7 @@ def test_check_refuses_a_class_with_a_single_group(project, monkeypatch, capsys)
         ("dcgan", {"small_class": "c"}, "dcgan.small_class is 'c', but the data has a, b"),
         ("nst", {"start": "file", "start_file": "/nowhere.png"}, "nst.start_file /nowhere.png is not there"),
         ("data", {"encoder": "vgg16", "encoder_weights": "no/such.pth"}, "no/such.pth is not there"),
-        ("classification", {"network": "resnet18", "weights": "no/such.pth"}, "choose weights: none"),
+        ("classification", {"network": "vgg11_bn", "weights": "no/such.pth"}, "choose weights: none"),
         ("data", {"judge": "inception"}, "data.judge is 'inception'. No Inception weights of FID at"),
         ("data", {"judge": "mobilenet_v2"}, "or choose judge: auto."),
         ("results", {"metric": "sensitivity"}, None),
