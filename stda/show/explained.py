@@ -215,8 +215,7 @@ def attention_figure(table: pd.DataFrame, *, titles: Mapping[str, str] | None = 
     keys = list(dict.fromkeys(zip(table["arm"], table["method"], strict=True)))
     names = [f"{arm}, {_titled(method, titles)}" if several else arm for arm, method in keys]
     objects = list(dict.fromkeys(table["what"]))
-    low, high = table[["difference", "low"]].min().min(), table[["difference", "high"]].max().max()
-    low, high = min(low, -0.01), max(high, 0.01)  # one scale for all panels, zero in it
+    low, high = _scale(table)  # one for all panels
     fig, axes = figure(1, len(objects), height=1.5 + 0.3 * len(names))
     for ax, what in zip(axes[0], objects, strict=True):
         ax.axvline(0, color=INK, linewidth=1)
@@ -225,10 +224,13 @@ def attention_figure(table: pd.DataFrame, *, titles: Mapping[str, str] | None = 
             look = ANSWERS[row["answer"]]
             ax.plot([row["low"], row["high"]], [y, y], color=look["color"], linewidth=2.2, solid_capstyle="butt")
             ax.plot(row["difference"], y, linestyle="", markersize=7, zorder=4, **look)
+            for end, beyond, marker in ((low, row["low"] < low, "<"), (high, row["high"] > high, ">")):
+                if beyond:
+                    ax.plot(end, y, marker=marker, color=look["color"], markersize=6)
         arm_axis(ax, names if ax is axes[0, 0] else [""] * len(names))
         ax.locator_params(axis="x", nbins=3 if len(objects) > 2 else 5)
         ax.set_title(what, loc="left")
-        ax.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+        ax.set_xlim(low, high)
     for word, look in ANSWERS.items():
         if word in set(table["answer"]):
             axes[0, 0].plot([], [], linestyle="", label=word, **look)
@@ -236,6 +238,15 @@ def attention_figure(table: pd.DataFrame, *, titles: Mapping[str, str] | None = 
     fig.supxlabel(f"difference in the share of positive relevance, to '{against}'", fontsize=10)
     _legend(fig)
     return fig
+
+
+def _scale(table: pd.DataFrame) -> tuple[float, float]:
+    """Return the ends of the axis: zero, all differences, and all intervals but a few very wide ones."""
+    ends = table[["low", "high"]]
+    ends = ends.where(ends.abs() <= 10 * ends.abs().median(axis=None))  # what is wider goes beyond, with an arrow
+    low = min(table["difference"].min(), ends["low"].fillna(0).min(), -0.01)
+    high = max(table["difference"].max(), ends["high"].fillna(0).max(), 0.01)
+    return low - 0.08 * (high - low), high + 0.08 * (high - low)
 
 
 def focus(table: pd.DataFrame, *, alt: str, titles: Mapping[str, str] | None = None, caption: str = "") -> None:

@@ -328,3 +328,13 @@ def test_every_chart_hands_its_words_on(shown, name):
 def test_every_chart_needs_alternative_text(name):
     with pytest.raises(ValueError, match="alt text"):
         getattr(show, name)(*CALLS[name], alt="")
+
+
+def test_one_very_wide_interval_does_not_squeeze_the_others():
+    table = compared(["nst", "dcgan", "wgan", "pggan"])
+    usual = explained.attention_figure(table).axes[0].get_xlim()
+    table.loc[0, ["low", "high"]] = -1.0, 1.0
+    ax = explained.attention_figure(table).axes[0]
+    assert ax.get_xlim()[1] < 2 * usual[1] < 1
+    arrows = {line.get_marker(): line.get_xdata()[0] for line in ax.lines if line.get_marker() in ("<", ">")}
+    assert arrows == {"<": ax.get_xlim()[0], ">": ax.get_xlim()[1]}
