@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stda.explain.composites import Composite, plan, walk
 from stda.explain.layers import Trace, trace
-from stda.explain.rules import AlphaBeta, Bounded, ByWeight, Epsilon, alike, squared
+from stda.explain.rules import AlphaBeta, Bounded, ByWeight, Epsilon, Rule, alike, squared
 from stda.explain.subject import CHAIN, LAYERS, LOGIT, NOTHING, Method, Subject
 
 EPSILON = 1e-6  # as in zennit; iNNvestigate takes 1e-7
@@ -97,48 +97,23 @@ def lrp_z_plus(subject: Subject, x: Tensor, target: Tensor) -> Tensor:
     return _explain(subject, x, target, Composite(Z_PLUS, Z_PLUS, Z_PLUS))
 
 
-def lrp_preset_a(
-    subject: Subject,
-    x: Tensor,
-    target: Tensor,
-    *,
-    epsilon: float = DENSE_EPSILON,  # of the dense layers
-) -> Tensor:
-    """Take epsilon in dense layers and alpha1-beta0 in convolutions (sequential preset A of iNNvestigate)."""
-    return _explain(subject, x, target, Composite(ALPHA1_BETA0, Epsilon(epsilon), Z_PLUS))
+def _preset(conv: Rule, first: Rule | None = None) -> Callable[..., Tensor]:
+    """Return a sequential preset of iNNvestigate: epsilon in dense layers, one rule in convolutions."""
+
+    def run(
+        subject: Subject,
+        x: Tensor,
+        target: Tensor,
+        *,
+        epsilon: float = DENSE_EPSILON,  # of the dense layers
+    ) -> Tensor:
+        return _explain(subject, x, target, Composite(conv, Epsilon(epsilon), Z_PLUS, first=first))
+
+    return run
 
 
-def lrp_preset_b(
-    subject: Subject,
-    x: Tensor,
-    target: Tensor,
-    *,
-    epsilon: float = DENSE_EPSILON,  # of the dense layers
-) -> Tensor:
-    """Take epsilon in dense layers and alpha2-beta1 in convolutions (sequential preset B of iNNvestigate)."""
-    return _explain(subject, x, target, Composite(ALPHA2_BETA1, Epsilon(epsilon), Z_PLUS))
-
-
-def lrp_preset_a_flat(
-    subject: Subject,
-    x: Tensor,
-    target: Tensor,
-    *,
-    epsilon: float = DENSE_EPSILON,  # of the dense layers
-) -> Tensor:
-    """Take preset A with the flat rule in the first layer."""
-    return _explain(subject, x, target, Composite(ALPHA1_BETA0, Epsilon(epsilon), Z_PLUS, first=FLAT))
-
-
-def lrp_preset_b_flat(
-    subject: Subject,
-    x: Tensor,
-    target: Tensor,
-    *,
-    epsilon: float = DENSE_EPSILON,  # of the dense layers
-) -> Tensor:
-    """Take preset B with the flat rule in the first layer."""
-    return _explain(subject, x, target, Composite(ALPHA2_BETA1, Epsilon(epsilon), Z_PLUS, first=FLAT))
+lrp_preset_a, lrp_preset_b = _preset(ALPHA1_BETA0), _preset(ALPHA2_BETA1)
+lrp_preset_a_flat, lrp_preset_b_flat = _preset(ALPHA1_BETA0, first=FLAT), _preset(ALPHA2_BETA1, first=FLAT)
 
 
 def deep_taylor(subject: Subject, x: Tensor, target: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ import pandas as pd
 from stda import BadInput
 from stda.measure import bootstrap
 from stda.measure.scores import require_columns
-from stda.measure.verdict import holm, holm_levels
+from stda.measure.verdict import decision, holm, holm_levels
 
 LESION = "lesion"
 ROW = ("replicate", "arm", "method", "image_id", "group", "label")
@@ -58,6 +58,7 @@ COLUMNS = {
     "evidence": object,
 }
 NONE_RAN = "not compared"
+ANSWERS = {"equivalent": "equivalent", "helps": "more", "harms": "less", "undecided": "no difference seen"}
 
 
 def attention_table(
@@ -201,16 +202,8 @@ def _answered(
             continue
         rows[i] |= {"p_value": p_value[k], "p_holm": p_holm[k], "p_equivalence": p_equivalence[k]}
         rows[i] |= {"evidence": "replicates and lesions"}
-        rows[i]["answer"] = _answer(found[i].mean, p_holm[k], p_equivalence[k], alpha)
+        rows[i]["answer"] = ANSWERS[decision(found[i].mean, p_holm[k], p_equivalence[k], alpha)]
     return pd.DataFrame(rows).reindex(columns=list(COLUMNS)).astype(COLUMNS)
-
-
-def _answer(difference: float, p_holm: float, p_equivalence: float, alpha: float) -> str:
-    if p_equivalence <= alpha:
-        return "equivalent"
-    if p_holm <= alpha:
-        return "more" if difference > 0 else "less"
-    return "no difference seen"
 
 
 def _named(rows: pd.DataFrame, answer: str) -> str:

@@ -177,7 +177,7 @@ def decide(
     rows = []
     for i, (arm, (e, n)) in enumerate(estimates.items()):
         low, high = bootstrap.within(e.interval(levels[i]))
-        verdict = _verdict(e.mean, p_holm[i], p_equivalence[i], rule.alpha)
+        verdict = decision(e.mean, p_holm[i], p_equivalence[i], rule.alpha)
         row = {"arm": arm, "baseline": baseline, "tied_baselines": e.tied, "metric": rule.metric}
         row |= {"difference": e.mean, "low": low, "high": high, "level": levels[i]}
         row |= {"error": e.error, "freedom": e.freedom}
@@ -325,7 +325,8 @@ def _scored_values(scored: pd.DataFrame, metric: str, fold: bootstrap.FoldCounts
     return wide.reindex(index=fold.replicates, columns=fold.arms).to_numpy(dtype=float)
 
 
-def _verdict(difference: float, p_holm: float, p_equivalence: float, alpha: float) -> str:
+def decision(difference: float, p_holm: float, p_equivalence: float, alpha: float) -> str:
+    """Return "equivalent", "helps", "harms" or "undecided" for one difference; equivalence goes first."""
     if p_equivalence <= alpha:
         return "equivalent"
     if p_holm <= alpha:

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from lively import enliven
 from torch import nn
 
 from stda import BadInput, classify, explain
@@ -23,13 +24,9 @@ def lively(name, size):
             model.net.classifier = nn.Sequential(nn.Linear(n_in, 16), nn.ReLU(inplace=True), nn.Linear(16, 3))
     torch.manual_seed(1)
     model = model.to_empty(device="cpu").double().eval()
+    enliven(model)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 2.0)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.uniform_(-0.3, 0.3)
-        elif isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
             if module.bias is not None:
                 nn.init.uniform_(module.bias, -0.1, 0.1)

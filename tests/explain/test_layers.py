@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lively import enliven
 from torch import nn
 
 from stda import BadInput, classify
@@ -15,13 +16,7 @@ def lively(name, size=64):
     """A network in float64 whose BatchNorm has statistics and weights that are not the neutral ones."""
     torch.manual_seed(1)
     model = classify.build(name, n_classes=3, size=size).double().eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 2.0)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.uniform_(-0.3, 0.3)
-    return model
+    return enliven(model)
 
 
 @pytest.mark.parametrize("name", NAMES)

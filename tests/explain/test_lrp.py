@@ -12,25 +12,6 @@ from stda.explain.layers import layered, trace
 from stda.explain.subject import Subject
 
 
-@pytest.fixture(scope="module")
-def model():
-    """A VGG8 whose BatchNorm has statistics that are not the neutral ones."""
-    torch.manual_seed(0)
-    model = classify.build("vgg8", n_classes=4, size=32, width=0.5)
-    model.classes = ["a", "b", "c", "d"]
-    model.train()
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.rand(16, 3, 32, 32) * 2 - 1)
-        model.net.head[-1].bias.fill_(2.0)  # positive logits, so that every class has a map
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def images():
-    return torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
-
-
 def cosine(a, b):
     return torch.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), dim=1)
 
